@@ -1,0 +1,197 @@
+// Pack<T, N>: N numbers in one SIMD register, on GCC/Clang vector extensions. Arithmetic, comparison and memory only;
+// the mathematics is in real.h.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "dtype.h"
+
+#if defined(__SSE2__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
+namespace gf {
+inline namespace GF_BACKEND {
+
+// Bytes of the widest register of this instruction set.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct IntOf;
+template <>
+struct IntOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntOf<double> {
+  using type = int64_t;
+};
+
+template <class T, int N>
+struct Mask {
+  typedef typename IntOf<T>::type Vec __attribute__((vector_size(N * sizeof(T))));
+  Vec m;  // all bits of a lane set: true
+
+  friend GF_HD Mask operator&(Mask a, Mask b) { return {a.m & b.m}; }
+  friend GF_HD Mask operator|(Mask a, Mask b) { return {a.m | b.m}; }
+  friend GF_HD Mask operator!(Mask a) { return {~a.m}; }
+};
+
+template <class T, int N>
+struct Pack {
+  static constexpr int size = N;
+  using Int = typename IntOf<T>::type;
+  typedef T Vec __attribute__((vector_size(N * sizeof(T))));
+  typedef Int IntVec __attribute__((vector_size(N * sizeof(T))));
+  Vec v;
+
+  Pack() = default;
+  GF_HD Pack(Vec x) : v(x) {}
+  template <class U, std::enable_if_t<std::is_arithmetic<U>::value, int> = 0>
+  GF_HD Pack(U x) : v(static_cast<T>(x) - Vec{}) {}  // x - 0 broadcasts and keeps -0 and NaN
+
+  GF_HD T operator[](int i) const { return v[i]; }
+  GF_HD void set(int i, T x) { v[i] = x; }
+
+  friend GF_HD Pack operator+(Pack a, Pack b) { return a.v + b.v; }
+  friend GF_HD Pack operator-(Pack a, Pack b) { return a.v - b.v; }
+  friend GF_HD Pack operator*(Pack a, Pack b) { return a.v * b.v; }
+  friend GF_HD Pack operator/(Pack a, Pack b) { return a.v / b.v; }
+  friend GF_HD Pack operator-(Pack a) { return -a.v; }
+  GF_HD Pack& operator+=(Pack b) { return v += b.v, *this; }
+  GF_HD Pack& operator-=(Pack b) { return v -= b.v, *this; }
+  GF_HD Pack& operator*=(Pack b) { return v *= b.v, *this; }
+
+  friend GF_HD Mask<T, N> operator<(Pack a, Pack b) { return {a.v < b.v}; }
+  friend GF_HD Mask<T, N> operator<=(Pack a, Pack b) { return {a.v <= b.v}; }
+  friend GF_HD Mask<T, N> operator>(Pack a, Pack b) { return {a.v > b.v}; }
+  friend GF_HD Mask<T, N> operator>=(Pack a, Pack b) { return {a.v >= b.v}; }
+  friend GF_HD Mask<T, N> operator==(Pack a, Pack b) { return {a.v == b.v}; }
+  friend GF_HD Mask<T, N> operator!=(Pack a, Pack b) { return {a.v != b.v}; }
+};
+
+// The native pack of a type: one full register.
+template <class T>
+using Native = Pack<T, kVectorBytes / static_cast<int>(sizeof(T))>;
+
+template <class T, int N>
+GF_HD Pack<T, N> select(Mask<T, N> m, Pack<T, N> a, Pack<T, N> b) {
+  return Pack<T, N>(m.m ? a.v : b.v);
+}
+
+template <class T, int N>
+GF_HD bool any(Mask<T, N> m) {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+  if constexpr (sizeof(m.m) == 64) {
+    if constexpr (sizeof(T) == 4) return _mm512_test_epi32_mask((__m512i)m.m, (__m512i)m.m) != 0;
+    if constexpr (sizeof(T) == 8) return _mm512_test_epi64_mask((__m512i)m.m, (__m512i)m.m) != 0;
+  }
+#endif
+#if defined(__AVX__) && !defined(__CUDACC__)
+  if constexpr (sizeof(m.m) == 32) return !_mm256_testz_si256((__m256i)m.m, (__m256i)m.m);
+#endif
+#if defined(__SSE2__) && !defined(__CUDACC__)
+  if constexpr (sizeof(m.m) == 16) return _mm_movemask_epi8((__m128i)m.m) != 0;
+#endif
+  typename IntOf<T>::type r = 0;
+  for (int i = 0; i < N; ++i) r |= m.m[i];
+  return r != 0;
+}
+
+template <class T, int N>
+GF_HD bool all(Mask<T, N> m) {
+  return !any(!m);
+}
+
+// The sum of the lanes, always in the order of a binary tree over lane numbers.
+template <class T, int N>
+GF_HD T sum(Pack<T, N> x) {
+  T t[N];
+  memcpy(t, &x.v, sizeof(t));
+  for (int w = N / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) t[i] += t[i + w];
+  return t[0];
+}
+
+// --- memory: `S` is the storage type, `n` the number of lanes that exist (missing lanes are zero / not written) ---
+
+template <class P, class S>
+GF_HD P load(const S* p) {
+  P r;
+  if constexpr (std::is_same<S, decltype(r[0])>::value) {
+    memcpy(&r.v, p, sizeof(r.v));
+  } else {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (std::is_same<S, Half>::value && P::size == 16)
+      return P((typename P::Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__) && !defined(__CUDACC__)
+    if constexpr (std::is_same<S, Half>::value && P::size == 8)
+      return P((typename P::Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#endif
+    for (int i = 0; i < P::size; ++i) r.v[i] = to_real(p[i]);
+  }
+  return r;
+}
+
+template <class S, class P>
+GF_HD void store(S* p, P x) {
+  if constexpr (std::is_same<S, decltype(x[0])>::value) {
+    memcpy(p, &x.v, sizeof(x.v));
+  } else {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (std::is_same<S, Half>::value && P::size == 16) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)x.v, _MM_FROUND_TO_NEAREST_INT));
+      return;
+    }
+#elif defined(__F16C__) && !defined(__CUDACC__)
+    if constexpr (std::is_same<S, Half>::value && P::size == 8) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)x.v, _MM_FROUND_TO_NEAREST_INT));
+      return;
+    }
+#endif
+    for (int i = 0; i < P::size; ++i) p[i] = from_real<S>(x[i]);
+  }
+}
+
+template <class P, class S>
+GF_HD P load_first(const S* p, int n) {
+  if (n >= P::size) return load<P>(p);
+  P r(0);
+  for (int i = 0; i < n; ++i) r.v[i] = to_real(p[i]);
+  return r;
+}
+
+template <class S, class P>
+GF_HD void store_first(S* p, P x, int n) {
+  if (n >= P::size) return store(p, x);
+  for (int i = 0; i < n; ++i) p[i] = from_real<S>(x[i]);
+}
+
+// Lane i from p[i * stride]: a column of a row-major matrix.
+template <class P, class S>
+GF_HD P load_strided(const S* p, int64_t stride, int n) {
+  P r(0);
+  if (n >= P::size) {
+    for (int i = 0; i < P::size; ++i) r.v[i] = to_real(p[i * stride]);
+  } else {
+    for (int i = 0; i < n; ++i) r.v[i] = to_real(p[i * stride]);
+  }
+  return r;
+}
+
+template <class S, class P>
+GF_HD void store_strided(S* p, int64_t stride, P x, int n) {
+  for (int i = 0; i < P::size; ++i) {
+    if (i < n) p[i * stride] = from_real<S>(x[i]);
+  }
+}
+
+}  // namespace GF_BACKEND
+}  // namespace gf
