@@ -1,0 +1,12 @@
+"""The benchmark suite: `python -m benchmarks`, or `genfast bench` where genfast is installed.
+
+A benchmark is a file `bench_<name>.py` with one function:
+
+    def cases(options: Options) -> Iterator[Case]: ...
+
+A `Case` is one piece of work and the contenders that do it, genfast's first. `timing.measure` compares their outputs,
+then times them interleaved in this one process; `report` prints, saves and draws the results. See `timing` for the
+fields of a case, `bench_coupling.py` for a short example, and docs/performance.md for how to read the table.
+
+Imports inside this package are relative: it is also installed as `genfast._benchmarks`.
+"""
