@@ -55,6 +55,24 @@ def run(names: Sequence[str], options: Options) -> list[Result]:
     return results
 
 
+def checked(p: argparse.ArgumentParser, args: argparse.Namespace) -> Options:
+    """The options that were asked for; leaves with a message where they make no sense."""
+    for name in args.names:
+        if name not in available():
+            p.error(f"no benchmark is called {name!r}; there are {', '.join(available())}")
+    if args.threads < 1:
+        p.error(f"--threads must be at least 1, got {args.threads}")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        p.error(f"--device must be cpu, cuda or cuda:N, got {args.device!r}")
+    if device.type not in {"cpu", "cuda"}:
+        p.error(f"--device must be cpu, cuda or cuda:N, got {args.device!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        p.error("--device cuda: this torch sees no GPU")
+    return Options(device, args.threads, args.quick, not args.no_compile, args.seed)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     p = parser()
@@ -67,22 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for result in results:
             print(report.format_case(result))
     else:
-        names = args.names or available()
-        for name in names:
-            if name not in available():
-                p.error(f"no benchmark is called {name!r}; there are {', '.join(available())}")
-        if args.threads < 1:
-            p.error(f"--threads must be at least 1, got {args.threads}")
-        try:
-            device = torch.device(args.device)
-        except RuntimeError:
-            p.error(f"--device must be cpu, cuda or cuda:N, got {args.device!r}")
-        if device.type not in {"cpu", "cuda"}:
-            p.error(f"--device must be cpu, cuda or cuda:N, got {args.device!r}")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            p.error("--device cuda: this torch sees no GPU")
-        torch.set_num_threads(args.threads)
-        options = Options(device, args.threads, args.quick, not args.no_compile, args.seed)
+        options = checked(p, args)
+        torch.set_num_threads(options.threads)
         state = machine.state(options)
         print("  ".join(f"{key}={value}" for key, value in state.items() if value is not None))
         if note := machine.warning(state):
@@ -91,19 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="genfast-bench-") as cache:
             # A first call of torch.compile is timed as a user meets it, so without what an earlier run left.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
-            results = run(names, options)
-        stem = device.type
+            results = run(args.names or available(), options)
+        stem = options.device.type
         written = report.save(results, state, args.out, stem)
         picture = args.out / f"{stem}.png"
         if plots.draw(results, state, picture):
             written.append(picture)
         print("written:", *written)
     print(report.format_summary(results))
-    for path in args.markdown:
-        try:
+    try:
+        for path in args.markdown:
             report.update_document(path, report.markdown(results, state))
-        except (OSError, ValueError) as error:
-            p.error(f"--markdown: {error}")
+    except (OSError, ValueError) as error:
+        p.error(f"--markdown: {error}")
     return 0 if all(result.agrees for result in results) else 1
 
 

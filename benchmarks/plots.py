@@ -26,7 +26,7 @@ def draw(results: Sequence[Result], machine: dict[str, Any], path: Path) -> bool
     figure, axes = plt.subplots(figsize=(9.0, 1.4 + 0.32 * len(bars)), layout="constrained")
     labelled: set[str] = set()
     for i, (_, row) in enumerate(bars):
-        assert row.speedup is not None  # noqa: S101 (kept by the filter above)
+        assert row.speedup is not None
         ratio = row.speedup
         axes.barh(
             i,

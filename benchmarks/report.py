@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def times(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
-def _spread(quartiles: Quartiles, form: Any) -> str:
+def _spread(quartiles: Quartiles, form: Callable[[float], str]) -> str:
     return f"{form(quartiles.median)} ({form(quartiles.low)} to {form(quartiles.high)})"
 
 
@@ -106,9 +106,8 @@ def format_summary(results: Sequence[Result]) -> str:
     lines = [f"{len(results)} cases; speed goals reached: {reached} of {len(goals)}"]
     for result, row in goals:
         if row.speedup and row.target and row.speedup.median < row.target:
-            lines.append(
-                f"  missed: {result.op} {result.label}: {times(row.speedup.median)} of {times(row.target)} vs {row.name}"
-            )
+            ratio = f"{times(row.speedup.median)} of {times(row.target)}"
+            lines.append(f"  missed: {result.op} {result.label}: {ratio} vs {row.name}")
     for result, row in pairs:
         if row.saved_target is not None and not _saved_reached(row, result.rows[0]):
             lines.append(f"  missed: {result.op} {result.label}: saved bytes vs {row.name}")
@@ -128,8 +127,22 @@ def save(results: Sequence[Result], machine: dict[str, Any], folder: Path, stem:
     with csv_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["op", "case", "contender", "first_call_s", "median_s", "low_s", "high_s"]
-            + ["speedup", "speedup_low", "speedup_high", "goal", "saved_bytes", "floor_s", "problem"]
+            [
+                "op",
+                "case",
+                "contender",
+                "first_call_s",
+                "median_s",
+                "low_s",
+                "high_s",
+                "speedup",
+                "speedup_low",
+                "speedup_high",
+                "goal",
+                "saved_bytes",
+                "floor_s",
+                "problem",
+            ]
         )
         for result in results:
             for row in result.rows:
@@ -168,7 +181,7 @@ def markdown(results: Sequence[Result], machine: dict[str, Any]) -> str:
         + (f", instruction set {machine['instruction_set']}" if machine["instruction_set"] else "")
         + ". Medians of interleaved rounds; in brackets the quartiles.",
         "",
-        "| work | genfast | against | its time | its first call | genfast is faster by | goal | saved bytes | x floor |",
+        "| work | genfast | against | its time | its first call | genfast faster by | goal | saved bytes | x floor |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:

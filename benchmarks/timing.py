@@ -36,6 +36,7 @@ class Options:
 
     @property
     def cuda(self) -> bool:
+        """Whether the work runs on a GPU."""
         return self.device.type == "cuda"
 
     @property
@@ -45,6 +46,7 @@ class Options:
 
     @property
     def min_rounds(self) -> int:
+        """Least number of rounds, however long one takes."""
         return 5 if self.quick else 15
 
     @property
@@ -112,6 +114,7 @@ class Quartiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Quartiles":
+        """The quartiles of some values; of a single one, that value."""
         if len(values) < 2:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -145,6 +148,7 @@ class Result:
 
     @property
     def agrees(self) -> bool:
+        """Whether all contenders returned the same."""
         return not any(row.problem for row in self.rows)
 
 
