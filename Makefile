@@ -1,0 +1,110 @@
+# Everything a user or developer does here, each target installing what it needs into .venv on first use.
+#   make demo PYTHON=python3.12      another interpreter
+#   make test PYTEST_ARGS="-k planar -x"
+#   GENFAST_CUDA=ON|OFF|AUTO, GENFAST_CUDA_ARCHS="80;90"   as in CMakeLists.txt
+# Unlike pip install, make builds for the machine at hand: the CUDA kernels only where there is a GPU (or where asked).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n auto
+BENCH_ARGS ?=
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+GENFAST_CUDA ?= $(if $(HAS_GPU),AUTO,OFF)
+GENFAST_CUDA_ARCHS ?= $(if $(HAS_GPU),native)
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CONFIG := GENFAST_CUDA=$(GENFAST_CUDA) GENFAST_CUDA_ARCHS=$(GENFAST_CUDA_ARCHS)
+EDITABLE := --no-build-isolation -c constraints-dev.txt -C build-dir=build/make \
+	-C cmake.define.GENFAST_CUDA='$(GENFAST_CUDA)' -C cmake.define.GENFAST_CUDA_ARCHS='$(GENFAST_CUDA_ARCHS)' \
+	-C cmake.define.GENFAST_SIMT=ON
+
+.PHONY: help demo test bench bench-table lint format docs install hooks clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+demo: $(STAMPS)/package ## train an RBM on handwritten digits, show what it learned and how fast
+	@$(BIN)/python scripts/demo.py --out runs/demo
+
+test: $(STAMPS)/tools ## run every test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMPS)/tools ## compare with PyTorch and other libraries on this machine (BENCH_ARGS="planar --quick")
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-table: $(STAMPS)/tools ## measure again and write the tables of README.md and docs/performance.md
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS) --out benchmarks/results --markdown README.md docs/performance.md
+
+lint: $(STAMPS)/tools ## ruff, mypy and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(STAMPS)/tools ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+docs: $(STAMPS)/docs ## build the documentation into docs/_build/html
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+install: $(STAMPS)/tools ## only make .venv with the package and all tools
+
+hooks: $(STAMPS)/tools ## run the linters at every git commit
+	@$(BIN)/pre-commit install
+
+clean: ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f genfast/_C*.so
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# --- what the targets need, each made once ------------------------------------------------------------------------------
+
+$(STAMPS)/venv:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) on the PATH; genfast needs Python 3.10 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "make: genfast needs Python 3.10 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+		"name another with: make PYTHON=python3.12" >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler (Debian: apt install g++)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { \
+		echo "make: the headers of $(PYTHON) are missing (Debian: apt install python3-dev)" >&2; exit 1; }
+	@echo "make: creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "make: python -m venv failed (Debian: apt install python3-venv)" >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/build-tools: $(STAMPS)/venv constraints-dev.txt
+	@echo "make: installing torch and the build tools"
+	@$(PIP) install -c constraints-dev.txt torch numpy 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja
+	@touch $@
+
+# Changes only when the options do, so that new options rebuild.
+$(STAMPS)/config: $(STAMPS)/venv FORCE
+	@echo '$(CONFIG)' | cmp -s - $@ || echo '$(CONFIG)' > $@
+
+$(STAMPS)/package: $(STAMPS)/build-tools $(STAMPS)/config pyproject.toml CMakeLists.txt $(CXX_SOURCES)
+	@echo "make: building genfast ($(CONFIG))"
+	@$(PIP) install $(EDITABLE) -e '.[train]'
+	@touch $@
+
+$(STAMPS)/tools: pyproject.toml constraints-dev.txt | $(STAMPS)/package
+	@echo "make: installing the tools for tests, benchmarks and lint"
+	@$(PIP) install $(EDITABLE) -e '.[train,bench,dev]'
+	@touch $@
+
+$(STAMPS)/docs: docs/requirements.txt | $(STAMPS)/package
+	@echo "make: installing the tools for the documentation"
+	@$(PIP) install -c constraints-dev.txt -r docs/requirements.txt
+	@touch $@
+
+FORCE:
