@@ -114,7 +114,7 @@ PYBIND11_MODULE(_C, m) {
   const py::module_ torch = py::module_::import("torch");
   const char* names[] = {"float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"};
   for (int i = 0; i < static_cast<int>(gf::DType::other); ++i)
-    gf::torch_dtype(i) = torch.attr(names[i]).inc_ref().ptr();
+    gf::torch_dtype(i) = py::object(torch.attr(names[i])).release().ptr();
 
   m.def("build_info", &gf::build_info);
   m.def("set_cpu_target", &gf::set_cpu_target, py::arg("name"));

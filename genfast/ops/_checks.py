@@ -1,0 +1,58 @@
+"""Checks of arguments: each error names the argument, what was got and what is wanted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def tensor(name: str, x: Any) -> None:
+    """Refuse what is not a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, want a torch.Tensor")
+
+
+def floating(name: str, x: Any) -> None:
+    """Refuse what is not a tensor of a dtype that the kernels know."""
+    tensor(name, x)
+    if x.dtype not in _FLOATING:
+        raise TypeError(f"{name}: got {x.dtype}, want float32, float64, float16 or bfloat16")
+
+
+def same_dtype_and_device(like: Tensor, **tensors: Any) -> None:
+    """Refuse tensors of different dtypes or devices; under autocast dtypes may differ (they are raised to float32)."""
+    dtype, device, first = like.dtype, like.device, next(iter(tensors))
+    for name, x in tensors.items():
+        if x is like:
+            continue
+        tensor(name, x)
+        if x.device != device:
+            raise ValueError(f"{name}: got a tensor on {x.device}, want {device} like {first}")
+        if x.dtype != dtype and not (x.dtype in _FLOATING and torch.is_autocast_enabled(device.type)):
+            raise TypeError(f"{name}: got {x.dtype}, want {dtype} like {first}")
+
+
+def shape(name: str, x: Tensor, want: Sequence[int | None], meaning: str) -> None:
+    """Refuse a tensor of another shape; None stands for any size."""
+    if x.dim() != len(want) or any(w is not None and s != w for s, w in zip(x.shape, want, strict=True)):
+        raise ValueError(f"{name}: got shape {list(x.shape)}, want {meaning}")
+
+
+def rows(name: str, x: Tensor) -> tuple[Tensor, torch.Size]:
+    """x as rows `[N, D]`, and its leading dimensions."""
+    if x.dim() == 0:
+        raise ValueError(f"{name}: got a scalar, want rows [..., D]")
+    if x.dim() == 2:
+        return x, x.shape[:1]
+    n = 1
+    for s in x.shape[:-1]:
+        n *= s
+    return x.reshape(n, x.shape[-1]), x.shape[:-1]
+
+
+def accumulate_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums over x: float32, or float64 where x is."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

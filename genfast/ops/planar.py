@@ -1,0 +1,210 @@
+"""Planar flows: all layers in one kernel, with an inverse."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfast import _native
+from genfast._backend import use_reference
+from genfast._register import define, reference_vjp
+from genfast.ops import _checks as check
+from genfast.reference import planar as reference
+
+# --- the two ops ------------------------------------------------------------------------------------------------------
+
+
+def _forward(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    out, log_det, a = _forward_fake(z, w, u, b, inverse, save)
+    _native.planar_forward(
+        input=z, w=w, u=u, b=b, output=out, log_det=log_det, a=a if save else None,
+        inverse=inverse, stream=_native.stream(z),
+    )  # fmt: skip
+    return out, log_det, a
+
+
+def _forward_fake(
+    z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, k, acc = z.shape[0], w.shape[0], check.accumulate_dtype(z)
+    a = z.new_empty((k, n) if save else (0, 0), dtype=acc)
+    return z.new_empty(z.shape), z.new_empty(n, dtype=acc), a
+
+
+def _backward(
+    out: Tensor, a: Tensor, w: Tensor, u: Tensor, grad_out: Tensor, grad_log_det: Tensor, inverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = _backward_fake(out, a, w, u, grad_out, grad_log_det, inverse)
+    grad_in, grad_w, grad_u, grad_b = grads
+    size = _native.planar_workspace(n=out.shape[0], d=out.shape[1], k=w.shape[0])
+    _native.planar_backward(
+        output=out, a=a, w=w, u=u, grad_output=grad_out, grad_log_det=grad_log_det, grad_input=grad_in,
+        grad_w=grad_w, grad_u=grad_u, grad_b=grad_b, workspace=a.new_empty(size), inverse=inverse,
+        stream=_native.stream(out),
+    )  # fmt: skip
+    return grads
+
+
+def _backward_fake(
+    out: Tensor, a: Tensor, w: Tensor, u: Tensor, grad_out: Tensor, grad_log_det: Tensor, inverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return out.new_empty(out.shape), w.new_empty(w.shape), u.new_empty(u.shape), w.new_empty(w.shape[0])
+
+
+_forward_op = define(
+    "planar_forward",
+    "(Tensor z, Tensor w, Tensor u, Tensor b, bool inverse, bool save) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = define(
+    "planar_backward",
+    "(Tensor out, Tensor a, Tensor w, Tensor u, Tensor grad_out, Tensor grad_log_det, bool inverse)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+# --- the differentiable function --------------------------------------------------------------------------------------
+
+
+class _Planar(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+        out: tuple[Tensor, Tensor, Tensor] = _forward_op(z, w, u, b, inverse, True)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        z, w, u, b, ctx.inverse = inputs
+        out, _, a = output
+        ctx.mark_non_differentiable(a)
+        # z costs nothing to keep (the caller holds it) and serves double backward only
+        ctx.save_for_backward(z, w, u, b, out, a)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        z, w, u, b, out, a = ctx.saved_tensors
+        grad_out, grad_log_det = grads[:2]
+        if torch.is_grad_enabled():
+            function = reference.planar_flow_inverse if ctx.inverse else reference.planar_flow
+            return (*reference_vjp(function, (z, w, u, b), (grad_out, grad_log_det)), None)
+        return (*_backward_op(out, a, w, u, grad_out, grad_log_det, ctx.inverse), None)
+
+
+def _planar(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, name: str) -> tuple[Tensor, Tensor]:
+    check.floating(name, z)
+    check.same_dtype_and_device(z, **{name: z, "w": w, "u": u, "b": b})
+    rows, batch = check.rows(name, z)
+    check.shape("w", w, (None, rows.shape[1]), f"[K, D] with D = {rows.shape[1]} of {name}")
+    check.shape("u", u, tuple(w.shape), "that of w")
+    check.shape("b", b, (w.shape[0],), "[K] of w")
+    if use_reference(z):
+        out, log_det = (reference.planar_flow_inverse if inverse else reference.planar_flow)(rows, w, u, b)
+    elif torch.is_grad_enabled():
+        out, log_det, _ = _Planar.apply(rows, w, u, b, inverse)
+    else:
+        out, log_det, _ = _forward_op(rows, w, u, b, inverse, False)
+    return out.reshape(z.shape), log_det.reshape(batch)
+
+
+def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Push rows through K planar layers.
+
+    Layer k is :math:`z_k = z_{k-1} + u_k \tanh(a_k)` with :math:`a_k = w_k \cdot z_{k-1} + b_k`, and
+    :math:`\log|\det| = \sum_k \log|1 + (1 - \tanh^2 a_k)\, w_k \cdot u_k|`. All layers run in one kernel; the backward
+    keeps one number a layer and row and rebuilds z on its way.
+
+    A layer is invertible where :math:`w_k \cdot u_k \ge -1`; `planar_constrain_u` brings any u there.
+
+    Args:
+        z: rows `[..., D]`; float32 or float64, or float16/bfloat16 (computed in float32).
+        w: `[K, D]`.
+        u: `[K, D]`.
+        b: `[K]`.
+
+    Returns:
+        x: `[..., D]`, the rows after layer K.
+        log_det: `[...]`, log|det dx/dz| in nats; float32 for half types.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: a shape does not fit, or tensors lie on different devices.
+
+    Source:
+        Rezende & Mohamed, "Variational inference with normalizing flows", ICML 2015, eq. 10-13.
+
+    Example:
+        >>> z, w, u, b = torch.randn(4096, 2), torch.randn(32, 2), torch.randn(32, 2), torch.zeros(32)
+        >>> x, log_det = genfast.ops.planar_flow(z, w, genfast.ops.planar_constrain_u(w, u), b)
+        >>> x.shape, log_det.shape
+        (torch.Size([4096, 2]), torch.Size([4096]))
+    """
+    return _planar(z, w, u, b, False, "z")
+
+
+def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Pull rows back through K planar layers: the inverse of `planar_flow`, differentiable in all arguments.
+
+    Layer by layer from the last, the scalar monotone equation :math:`a + (w \cdot u) \tanh a = w \cdot x + b` is solved
+    by a safeguarded Newton iteration; then :math:`z = x - u \tanh a`. Gradients come from the implicit function
+    theorem, so they do not depend on the number of iterations.
+
+    Args:
+        x: rows `[..., D]`.
+        w: `[K, D]`.
+        u: `[K, D]`, with :math:`w_k \cdot u_k \ge -1` for every k (see `planar_constrain_u`). Otherwise the layer has
+            no inverse, and the results are NaN.
+        b: `[K]`.
+
+    Returns:
+        z: `[..., D]` with `planar_flow(z, w, u, b) = x`.
+        log_det: `[...]`, log|det dz/dx| in nats.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: a shape does not fit, or tensors lie on different devices.
+
+    Source:
+        The flow: Rezende & Mohamed 2015; invertibility: its appendix A.1.
+
+    Example:
+        >>> z, log_det = genfast.ops.planar_flow_inverse(x, w, u, b)
+        >>> log_prob = torch.distributions.Normal(0, 1).log_prob(z).sum(-1) + log_det
+    """
+    return _planar(x, w, u, b, True, "x")
+
+
+def planar_constrain_u(w: Tensor, u: Tensor) -> Tensor:
+    r"""Move each u along its w so that the planar layer is invertible.
+
+    :math:`\hat u = u + (m(w \cdot u) - w \cdot u)\, w / |w|^2` with :math:`m(t) = \mathrm{softplus}(t) - 1`, so that
+    :math:`w \cdot \hat u = m(w \cdot u) > -1`. Exact for finite arguments of any size; where w = 0 every u is
+    invertible, and u is returned.
+
+    Args:
+        w: `[..., D]`.
+        u: `[..., D]`.
+
+    Returns:
+        u_hat: `[..., D]`.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: the shapes differ.
+
+    Source:
+        Rezende & Mohamed 2015, appendix A.1.
+
+    Example:
+        >>> u = genfast.ops.planar_constrain_u(w, u)
+        >>> bool(((w * u).sum(-1) >= -1).all())
+        True
+    """
+    check.floating("w", w)
+    check.same_dtype_and_device(w, w=w, u=u)
+    check.shape("u", u, tuple(w.shape), "that of w")
+    return reference.planar_constrain_u(w, u)

@@ -1,0 +1,59 @@
+"""Planar flow in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """K planar layers; see `genfast.ops.planar_flow` for formula and shapes."""
+    log_det = z.new_zeros(z.shape[:-1])
+    for w_k, u_k, b_k in zip(w, u, b):
+        h = torch.tanh(z @ w_k + b_k)
+        z = z + u_k * h.unsqueeze(-1)
+        log_det = log_det + torch.log(torch.abs(1 + (1 - h * h) * (w_k @ u_k)))
+    return z, log_det
+
+
+def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `planar_flow`; see `genfast.ops.planar_flow_inverse`."""
+    log_det = x.new_zeros(x.shape[:-1])
+    for w_k, u_k, b_k in zip(w.flip(0), u.flip(0), b.flip(0)):
+        wu = w_k @ u_k
+        y = x @ w_k + b_k
+        with torch.no_grad():
+            a = _solve(y, wu)
+        # One Newton step with a held fixed carries the derivatives of the root: da = (dy - tanh(a) dwu) / (1 + wu h').
+        # A second one carries the second derivatives.
+        for _ in range(2):
+            h = torch.tanh(a)
+            a = a - (a + wu * h - y) / (1 + wu * (1 - h * h))
+        h = torch.tanh(a)
+        x = x - u_k * h.unsqueeze(-1)
+        log_det = log_det - torch.log(torch.abs(1 + (1 - h * h) * wu))
+    return x, log_det
+
+
+def _solve(y: Tensor, wu: Tensor) -> Tensor:
+    """The root a of a + wu tanh(a) = y by bisection; NaN where wu < -1, where there may be three."""
+    low, high = y - wu.abs(), y + wu.abs()
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        above = middle + wu * torch.tanh(middle) > y
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return torch.where(wu < -1, torch.nan, 0.5 * (low + high))
+
+
+def planar_constrain_u(w: Tensor, u: Tensor) -> Tensor:
+    """u moved along w so that w.u > -1; see `genfast.ops.planar_constrain_u`."""
+    # With w = m v, m = max|w| held fixed (the value does not depend on it), nothing overflows unless the result does.
+    m = w.detach().abs().amax(-1, keepdim=True) if w.shape[-1] else w.new_zeros(*w.shape[:-1], 1)
+    safe = m >= torch.finfo(w.dtype).tiny
+    m = torch.where(safe, m, 1)
+    v = w / m
+    vu = (v * u).sum(-1, keepdim=True)
+    t = m * vu
+    # softplus(t) - 1 - t = softplus(-t) - 1: of the two forms, the one without a difference of large numbers.
+    softplus = torch.nn.functional.softplus(-t.abs())
+    shift = torch.where(t >= 0, (softplus - 1) / m, (softplus - 1) / m - vu)
+    square = (v * v).sum(-1, keepdim=True)
+    return u + torch.where(safe, shift * v / torch.where(safe, square, 1), 0)
