@@ -107,16 +107,10 @@ std::string where_text(const Grid& g) {
   return text + ": ";
 }
 
-// Back to the scheduler, for good or until it is this thread's turn again.
-void leave_fiber(Grid& g) {
-  Fiber* own = g.fiber;
-  fiber_switch(own, fiber_main());
-}
-
 [[noreturn]] void fail_with(Grid& g, const std::string& message) {
   g.error = where_text(g) + message;
   if (g.current < 0) throw std::runtime_error(g.error);
-  leave_fiber(g);
+  fiber_switch(g.fiber, fiber_main());
   std::abort();  // a failed fiber is reset, never resumed
 }
 
@@ -186,6 +180,30 @@ void finish_current(Grid& g) {
 
 bool anyone_ready(const Grid& g) { return g.ready_head < g.ready.size(); }
 
+// Makes the next ready thread the running one; returns the fiber it stopped on.
+Fiber* take_ready(Grid& g) {
+  if (g.order == Order::kRandom) {
+    const std::size_t pick = g.ready_head + g.random() % (g.ready.size() - g.ready_head);
+    std::swap(g.ready[g.ready_head], g.ready[pick]);
+  }
+  const int t = g.ready[g.ready_head++];
+  if (g.ready_head == g.ready.size()) {
+    g.ready.clear();
+    g.ready_head = 0;
+  }
+  set_current(g, t);
+  g.fiber = g.thread[static_cast<std::size_t>(t)].fiber;
+  return g.fiber;
+}
+
+// Stops the running fiber: on to the next thread that is ready, else to the scheduler in run_block.
+void leave_fiber(Grid& g) {
+  Fiber* const own = g.fiber;
+  Fiber* next = fiber_main();
+  if (g.order != Order::kRandom && anyone_ready(g)) next = take_ready(g);
+  if (next != own) fiber_switch(own, next);
+}
+
 // A fiber runs threads to their end one after the other, for as long as none waits.
 void fiber_loop() {
   Grid& g = grid();
@@ -199,19 +217,6 @@ void fiber_loop() {
     g.free_fibers.push_back(g.fiber);
     leave_fiber(g);
   }
-}
-
-int take_ready(Grid& g) {
-  if (g.order == Order::kRandom) {
-    const std::size_t pick = g.ready_head + g.random() % (g.ready.size() - g.ready_head);
-    std::swap(g.ready[g.ready_head], g.ready[pick]);
-  }
-  const int t = g.ready[g.ready_head++];
-  if (g.ready_head == g.ready.size()) {
-    g.ready.clear();
-    g.ready_head = 0;
-  }
-  return t;
 }
 
 [[noreturn]] void fail_deadlock(Grid& g) {
@@ -256,8 +261,7 @@ void run_block(Grid& g) {
     const bool fresh = g.started < g.threads;
     const bool prefer_fresh = g.order == Order::kRandom && fresh && g.random() % 2 == 0;
     if (anyone_ready(g) && !prefer_fresh) {
-      set_current(g, take_ready(g));
-      g.fiber = g.thread[static_cast<std::size_t>(g.current)].fiber;
+      take_ready(g);
     } else if (fresh) {
       if (g.free_fibers.empty()) {
         g.fibers.push_back(fiber_create(fiber_loop));

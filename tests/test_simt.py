@@ -1,0 +1,98 @@
+"""The host emulation of CUDA, the launch wrapper and the reductions, by the kernels of csrc/test_simt.cu."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "tests" / "csrc" / "test_simt.cu"
+CASES = ["indices", "shared", "warp", "reduce", "atomics", "intrinsics"]
+ORDERS = ["forward", "reverse", "random"]
+FLAGS = ["-std=c++17", "-O2", f"-I{ROOT / 'csrc'}"]
+
+
+def compile_with(*command):
+    done = subprocess.run([*command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def run(driver, case, **environment):
+    return subprocess.run(
+        [driver, case], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """The test kernels, compiled for the host."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    out = tmp_path_factory.mktemp("simt") / "test_simt"
+    runtime = sorted((ROOT / "csrc" / "common" / "simt").glob("*.cpp"))
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    compile_with(
+        compiler, *FLAGS, *warnings, "-DGF_SIMT", "-DGF_BACKEND=simt", "-x", "c++", SOURCE, *runtime, "-o", out
+    )
+    return out
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("case", [*CASES, "recovery", "uninitialised"])
+def test_case(driver, case, order):
+    done = run(driver, case, GENFAST_SIMT_ORDER=order)
+    assert done.stdout == f"{case}: ok\n"
+    assert done.returncode == 0
+
+
+def test_a_race_depends_on_the_order(driver):
+    outputs = {order: run(driver, "race", GENFAST_SIMT_ORDER=order).stdout.splitlines() for order in ORDERS}
+    assert all(lines[-1] == "race: ok" for lines in outputs.values())
+    assert outputs["forward"][0] == "63 of 64 read before the write"
+    assert outputs["reverse"][0] == "1 of 64 read before the write"
+    other_seed = run(driver, "race", GENFAST_SIMT_ORDER="random", GENFAST_SIMT_SEED="2").stdout.splitlines()[0]
+    assert len({outputs["forward"][0], outputs["reverse"][0], outputs["random"][0], other_seed}) >= 3
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("fail_deadlock", ["kernel skipped_barrier, block (0, 0, 0)", "deadlock", "62 thread(s)", "__shfl_xor_sync"]),
+        ("fail_divergent", ["thread (32, 0, 0)", "reached __syncthreads", "while thread (0, 0, 0) waits"]),
+        ("fail_lane", ["lane 0 reads lane 16, which does not take part"]),
+        ("fail_mask", ["thread (16, 0, 0)", "the calling lane is not in the mask"]),
+        ("fail_mixed", ["lanes of one warp meet at __any_sync", "and at __all_sync"]),
+        ("fail_overrun", ["wrote past the end of its 64 bytes of dynamic shared memory"]),
+        ("fail_shape", ["launch shape beyond sm_90", "block (1025, 1, 1)"]),
+    ],
+)
+def test_mistakes_are_found(driver, case, expected):
+    done = run(driver, case, GENFAST_SIMT_ORDER="forward")
+    assert done.returncode == 1
+    for text in expected:
+        assert text in done.stdout
+
+
+def test_unknown_order_is_refused(driver):
+    done = run(driver, "indices", GENFAST_SIMT_ORDER="sideways")
+    assert done.returncode == 1
+    assert 'GENFAST_SIMT_ORDER is "sideways"; it must be "forward", "reverse" or "random"' in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_compiles_with_nvcc(tmp_path):
+    compile_with("nvcc", *FLAGS, "-arch=sm_90", "-DGF_BACKEND=cuda", "-c", SOURCE, "-o", tmp_path / "test_simt.o")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available() or shutil.which("nvcc") is None, reason="no GPU, or no nvcc")
+def test_on_the_gpu(tmp_path):
+    """The same kernels give the same answers on a real device."""
+    out = tmp_path / "test_simt"
+    compile_with("nvcc", *FLAGS, "-arch=native", "-DGF_BACKEND=cuda", SOURCE, "-o", out)
+    for case in CASES:
+        assert run(out, case).stdout == f"{case}: ok\n"
