@@ -98,6 +98,15 @@ def _autocast_rule(op: Any, device: str, key: str) -> Callable[..., Any]:
     return rule
 
 
+def wants_double_backward(*tensors: Tensor | None) -> bool:
+    """Whether a backward must itself be differentiable in one of these tensors.
+
+    Grad mode alone does not tell: `torch.func.jacrev` leaves it on after the level of its inputs has ended. A view of
+    such an input no longer requires a gradient, and the kernel serves.
+    """
+    return torch.is_grad_enabled() and any(t is not None and t.view_as(t).requires_grad for t in tensors)
+
+
 def reference_vjp(
     function: Callable[..., Any], inputs: Sequence[Any], grad_outputs: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:

@@ -53,6 +53,13 @@ def rows(name: str, x: Tensor) -> tuple[Tensor, torch.Size]:
     return x.reshape(n, x.shape[-1]), x.shape[:-1]
 
 
+def restore(out: Tensor, log_det: Tensor, x: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
+    """Results over rows in the leading dimensions of the argument x: the inverse of `rows`."""
+    if x.dim() == 2:
+        return out, log_det
+    return out.reshape(x.shape), log_det.reshape(batch)
+
+
 def accumulate_dtype(x: Tensor) -> torch.dtype:
     """The dtype of sums over x: float32, or float64 where x is."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define, reference_vjp
+from genfast._register import define, reference_vjp, wants_double_backward
 from genfast.ops import _checks as check
 from genfast.reference import planar as reference
 
@@ -89,7 +89,7 @@ class _Planar(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, w, u, b, out, a = ctx.saved_tensors
         grad_out, grad_log_det = grads[:2]
-        if torch.is_grad_enabled():
+        if wants_double_backward(z, w, u, b, grad_out, grad_log_det):
             function = reference.planar_flow_inverse if ctx.inverse else reference.planar_flow
             return (*reference_vjp(function, (z, w, u, b), (grad_out, grad_log_det)), None)
         return (*_backward_op(out, a, w, u, grad_out, grad_log_det, ctx.inverse), None)
@@ -108,7 +108,7 @@ def _planar(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, name: str
         out, log_det, _ = _Planar.apply(rows, w, u, b, inverse)
     else:
         out, log_det, _ = _forward_op(rows, w, u, b, inverse, False)
-    return out.reshape(z.shape), log_det.reshape(batch)
+    return check.restore(out, log_det, z, batch)
 
 
 def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
