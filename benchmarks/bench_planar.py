@@ -1,0 +1,61 @@
+"""A stack of planar layers: forward and backward, and what the forward pass keeps, against the layers in PyTorch."""
+
+from collections.abc import Iterator
+
+import torch
+
+from genfast import ops
+from genfast.reference import planar as reference
+
+from .baselines import compiled
+from .floor import TRANSCENDENTAL_FLOPS
+from .timing import Case, Contender, Options, forward_backward
+
+FLOAT = 4
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """32 layers over 2 and 64 dimensions: 4,096 rows on a CPU, 2^20 on a GPU."""
+    layers, rows = 32, 1 << 20 if options.cuda else 4096
+    for dim in (2, 64):
+        generator = options.generator()
+
+        def randn(*shape: int, generator: torch.Generator = generator) -> torch.Tensor:
+            return torch.randn(*shape, device=options.device, generator=generator)
+
+        w = randn(layers, dim) / dim**0.5
+        u = ops.planar_constrain_u(w, randn(layers, dim) / dim**0.5)
+        inputs = [t.requires_grad_() for t in (randn(rows, dim), w, u, randn(layers))]
+        grads = [randn(rows, dim), randn(rows)]
+
+        def ours(inputs: list[torch.Tensor] = inputs) -> object:
+            return ops.planar_flow(*inputs)
+
+        def theirs(inputs: list[torch.Tensor] = inputs) -> object:
+            return reference.planar_flow(*inputs)
+
+        contenders = [
+            Contender("genfast", forward_backward(ops.planar_flow, inputs, grads), forward=ours),
+            Contender(
+                "eager",
+                forward_backward(reference.planar_flow, inputs, grads),
+                target=None if options.cuda else 10.0,
+                forward=theirs,
+                saved_target=10.0,
+            ),
+        ]
+        if options.compile:
+            function = compiled(reference.planar_flow)
+            run = forward_backward(function, inputs, grads)
+            contenders.append(Contender("torch.compile", run, target=None if options.cuda else 4.0))
+        yield Case(
+            "planar_flow",
+            f"K={layers}, D={dim}, {rows:,} rows, forward+backward",
+            contenders,
+            # Forward: z in, x and log_det out. Backward: x, grads of x and log_det in, grad of z out. A scalar a layer
+            # and row is written and read again.
+            bytes_moved=FLOAT * rows * (2 * dim + 1 + 3 * dim + 1 + 2 * layers),
+            # A layer's forward: two products with a row, tanh and log. Backward: rebuilding z, grads of z, w and u.
+            flops=rows * layers * (4 * dim + 10 * dim + 3 * TRANSCENDENTAL_FLOPS),
+            inputs=inputs,
+        )

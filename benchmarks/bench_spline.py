@@ -1,0 +1,140 @@
+"""The rational-quadratic spline against nflows (forward, forward+backward, inverse) and zuko."""
+
+import math
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+import torch
+
+from genfast import ops
+
+from .baselines import compiled, peer
+from .floor import TRANSCENDENTAL_FLOPS
+from .timing import Case, Contender, Options, forward_backward
+
+FLOAT = 4
+BINS = 8
+LOG_SLOPE = math.log(1e-3)
+
+Tensors = Sequence[torch.Tensor]
+
+
+def work(elements: int, *, backward: bool) -> dict[str, int]:
+    """Bytes and operations that any implementation needs."""
+    parameters = 3 * BINS - 1
+    passes = 1 + backward
+    return {
+        "bytes_moved": FLOAT * elements * (passes * (1 + parameters) + 2 + backward * (3 + parameters)),
+        # Two softmaxes over the bins, two softplus, one log; in the backward those of the softmaxes again.
+        "flops": elements * passes * ((2 * BINS + 3) * TRANSCENDENTAL_FLOPS + 6 * BINS),
+    }
+
+
+def data(options: Options, elements: int) -> list[torch.Tensor]:
+    """Points of which a few lie in the tails, and raw parameters as a network puts them out at first."""
+    generator = options.generator()
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=options.device, generator=generator)
+
+    return [randn(elements) * 1.5, randn(elements, BINS), randn(elements, BINS), randn(elements, BINS - 1)]
+
+
+def nflows_cases(options: Options, nflows: ModuleType, elements: int) -> Iterator[Case]:
+    """The three passes with nflows' conventions, which are ours."""
+    target = {"forward": 25.0, "forward+backward": 15.0, "inverse": 20.0}
+    inputs = data(options, elements)
+    generator = options.generator()
+    grads = [torch.randn(elements, device=options.device, generator=generator) for _ in range(2)]
+    for name, inverse, backward in (
+        ("forward", False, False),
+        ("forward+backward", False, True),
+        ("inverse", True, False),
+    ):
+
+        def ours(x: torch.Tensor, w: torch.Tensor, h: torch.Tensor, d: torch.Tensor, inv: bool = inverse) -> Tensors:
+            return ops.rational_quadratic_spline(x, w, h, d, bound=3.0, inverse=inv)
+
+        def theirs(x: torch.Tensor, w: torch.Tensor, h: torch.Tensor, d: torch.Tensor, inv: bool = inverse) -> Tensors:
+            return nflows.unconstrained_rational_quadratic_spline(x, w, h, d, inverse=inv, tail_bound=3.0)
+
+        contenders = []
+        for who, function in (("genfast", ours), ("nflows", theirs)):
+            leaves = [t.clone().requires_grad_(backward) for t in inputs]
+
+            def forward(function=function, leaves=leaves) -> Tensors:  # noqa: ANN001 (bound to this turn of the loop)
+                return function(*leaves)
+
+            contenders.append(
+                Contender(
+                    who,
+                    forward_backward(function, leaves, grads) if backward else forward,
+                    target=target[name] if who == "nflows" and not options.cuda else None,
+                    forward=forward if backward else None,
+                )
+            )
+        yield Case(
+            "rational_quadratic_spline",
+            f"{elements:,} elements, {BINS} bins, {name}",
+            contenders,
+            **work(elements, backward=backward),
+            tolerance=2e-3,  # nflows loses digits: its knots are differences of float32 sums
+        )
+
+
+def zuko_case(options: Options, zuko: ModuleType, elements: int) -> Case:
+    """Forward and backward of the same splines as zuko parametrises them.
+
+    zuko has no smallest bin, squashes its parameters and takes exp where nflows takes softplus. Its parameters are
+    chosen so that the splines agree; the gradients with respect to them are computed by both, and only those with
+    respect to x compared.
+    """
+    x, w, h, d = data(options, elements)
+    w, h, d = w.clamp(-3, 3), h.clamp(-3, 3), d.clamp(-3, 3)
+    x = x.clamp(-4.9, 4.9)
+
+    def unsquash(t: torch.Tensor, factor: float) -> torch.Tensor:
+        return t / (1 - (factor * t / LOG_SLOPE).abs())
+
+    slopes = torch.nn.functional.softplus(d).log()
+    ours = [t.requires_grad_() for t in (x, w, h, d)]
+    theirs = [t.detach().requires_grad_() for t in (x.clone(), unsquash(w, 2), unsquash(h, 2), unsquash(slopes, 1))]
+    generator = options.generator()
+    grads = [torch.randn(elements, device=options.device, generator=generator) for _ in range(2)]
+
+    def spline(x: torch.Tensor, w: torch.Tensor, h: torch.Tensor, d: torch.Tensor) -> Tensors:
+        return ops.rational_quadratic_spline(
+            x, w, h, d, bound=5.0, min_bin_width=0.0, min_bin_height=0.0, min_derivative=0.0
+        )
+
+    def zukos(x: torch.Tensor, w: torch.Tensor, h: torch.Tensor, d: torch.Tensor) -> Tensors:
+        return zuko.MonotonicRQSTransform(w, h, d, bound=5.0).call_and_ladj(x)
+
+    def comparable(run):  # noqa: ANN001, ANN202 (a decorator of the runs below)
+        return lambda: run()[:3]
+
+    contenders = [
+        Contender("genfast", comparable(forward_backward(spline, ours, grads))),
+        Contender("zuko", comparable(forward_backward(zukos, theirs, grads))),
+    ]
+    if options.compile:
+        run = comparable(forward_backward(compiled(zukos), theirs, grads))
+        contenders.append(Contender("torch.compile of zuko", run, target=None if options.cuda else 6.0))
+    return Case(
+        "rational_quadratic_spline",
+        f"{elements:,} elements, {BINS} bins, forward+backward, zuko's spline",
+        contenders,
+        **work(elements, backward=True),
+        tolerance=2e-3,
+    )
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """65,536 elements on a CPU, 2^20 on a GPU."""
+    elements = 1 << 20 if options.cuda else 1 << 16
+    nflows = peer("nflows.transforms.splines.rational_quadratic")
+    if nflows is not None:
+        yield from nflows_cases(options, nflows, elements)
+    zuko = peer("zuko.transforms")
+    if zuko is not None:
+        yield zuko_case(options, zuko, elements)
