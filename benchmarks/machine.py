@@ -94,5 +94,7 @@ def _commit() -> str | None:
 def _instruction_set() -> str | None:
     from genfast import _native
 
-    name = getattr(_native, "cpu_target", None)
-    return str(name()) if callable(name) else None
+    try:
+        return str(_native.load().build_info()["cpu_target"])
+    except _native.NativeError:
+        return None
