@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "tests" / "csrc" / "test_simt.cu"
-CASES = ["indices", "shared", "warp", "reduce", "atomics", "intrinsics"]
+CASES = ["indices", "shared", "warp", "reduce", "atomics", "mma", "async", "intrinsics"]
 ORDERS = ["forward", "reverse", "random"]
 FLAGS = ["-std=c++17", "-O2", f"-I{ROOT / 'csrc'}"]
 

@@ -1,4 +1,5 @@
-// Barriers, shuffles, votes and warp reductions of CUDA, on gf::emu's block_barrier and warp_collective.
+// Barriers, shuffles and votes of CUDA, on gf::emu's block_barrier and warp_collective. Not __reduce_*_sync: sm_75 has
+// none; see reduce.cuh.
 // The trailing file and line are those of the call, for error messages.
 #pragma once
 
@@ -78,10 +79,6 @@ T warp_reduction(const char* what, unsigned mask, T value, Site site) {
 }
 
 template <class T>
-T op_add(T a, T b) {
-  return static_cast<T>(static_cast<unsigned>(a) + static_cast<unsigned>(b));
-}
-template <class T>
 T op_min(T a, T b) {
   return b < a ? b : a;
 }
@@ -89,9 +86,7 @@ template <class T>
 T op_max(T a, T b) {
   return a < b ? b : a;
 }
-inline unsigned op_and(unsigned a, unsigned b) { return a & b; }
 inline unsigned op_or(unsigned a, unsigned b) { return a | b; }
-inline unsigned op_xor(unsigned a, unsigned b) { return a ^ b; }
 
 }  // namespace gf::emu
 
@@ -133,18 +128,4 @@ inline int __all_sync(unsigned mask, int predicate, GF_SIMT_SITE) {
   return gf::emu::warp_reduction<int, gf::emu::op_min>("__all_sync", mask, predicate != 0, {file, line});
 }
 
-#define GF_SIMT_REDUCE(type, name, op)                                                   \
-  inline type name(unsigned mask, type value, GF_SIMT_SITE) {                            \
-    return gf::emu::warp_reduction<type, gf::emu::op>(#name, mask, value, {file, line}); \
-  }
-GF_SIMT_REDUCE(int, __reduce_add_sync, op_add)
-GF_SIMT_REDUCE(unsigned, __reduce_add_sync, op_add)
-GF_SIMT_REDUCE(int, __reduce_min_sync, op_min)
-GF_SIMT_REDUCE(unsigned, __reduce_min_sync, op_min)
-GF_SIMT_REDUCE(int, __reduce_max_sync, op_max)
-GF_SIMT_REDUCE(unsigned, __reduce_max_sync, op_max)
-GF_SIMT_REDUCE(unsigned, __reduce_and_sync, op_and)
-GF_SIMT_REDUCE(unsigned, __reduce_or_sync, op_or)
-GF_SIMT_REDUCE(unsigned, __reduce_xor_sync, op_xor)
-#undef GF_SIMT_REDUCE
 #undef GF_SIMT_SITE

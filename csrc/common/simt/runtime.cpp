@@ -340,6 +340,8 @@ void abandon_fibers(Grid& g) {
 
 int lane() { return grid().current % kWarp; }
 
+int block_thread() { return grid().current; }
+
 unsigned char* dynamic_shared() {
   const auto address = reinterpret_cast<std::uintptr_t>(grid().shared.data());
   return grid().shared.data() + (128 - address % 128) % 128;
