@@ -8,5 +8,5 @@ A `Case` is one piece of work and the contenders that do it, genfast's first. `t
 then times them interleaved in this one process; `report` prints, saves and draws the results. See `timing` for the
 fields of a case, `bench_coupling.py` for a short example, and docs/performance.md for how to read the table.
 
-Imports inside this package are relative: it is also installed as `genfast._benchmarks`.
+Imports inside this package are relative: it is also installed as `genfast.benchmarks`.
 """

@@ -29,7 +29,7 @@ def flop_rate(options: Options) -> float:
 
 
 @functools.cache
-def _copy_rate(size: int, device: torch.device, threads: int) -> float:  # noqa: ARG001 (part of the cache's key)
+def _copy_rate(size: int, device: torch.device, threads: int) -> float:
     source = torch.zeros(size // 8, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     timer = timer_for(device)
@@ -39,7 +39,7 @@ def _copy_rate(size: int, device: torch.device, threads: int) -> float:  # noqa:
 
 
 @functools.cache
-def _flop_rate(device: torch.device, threads: int) -> float:  # noqa: ARG001 (part of the cache's key)
+def _flop_rate(device: torch.device, threads: int) -> float:
     n = 8192 if device.type == "cuda" else 1024
     a = torch.ones(n, n, device=device)
     out = torch.empty_like(a)
