@@ -16,34 +16,44 @@
 
 namespace {
 
-// Memory that host and device see.
+// An array on the host and, under CUDA, its twin on the device: get() uploads, [] downloads what kernels wrote.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(std::size_t n, T value = T{}) : size_(n) {
-#if defined(GF_SIMT)
-    data_ = static_cast<T*>(std::malloc(n * sizeof(T)));
-#else
-    if (cudaMallocManaged(&data_, n * sizeof(T)) != cudaSuccess) throw std::runtime_error("cudaMallocManaged failed");
-#endif
-    for (std::size_t i = 0; i < n; ++i) data_[i] = value;
-  }
-  ~Buffer() {
-#if defined(GF_SIMT)
-    std::free(data_);
-#else
-    cudaFree(data_);
+  explicit Buffer(std::size_t n, T value = T{}) : host_(n, value) {
+#if !defined(GF_SIMT)
+    check(cudaMalloc(&device_, n * sizeof(T)));
 #endif
   }
+#if defined(GF_SIMT)
+  T* get() { return host_.data(); }
+  T& operator[](std::size_t i) { return host_[i]; }
+#else
+  ~Buffer() { cudaFree(device_); }
+  T* get() {
+    if (!on_device_) check(cudaMemcpy(device_, host_.data(), host_.size() * sizeof(T), cudaMemcpyHostToDevice));
+    on_device_ = true;
+    return device_;
+  }
+  T& operator[](std::size_t i) {
+    if (on_device_) check(cudaMemcpy(host_.data(), device_, host_.size() * sizeof(T), cudaMemcpyDeviceToHost));
+    on_device_ = false;
+    return host_[i];
+  }
+#endif
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  T* get() { return data_; }
-  T& operator[](std::size_t i) { return data_[i]; }
-  std::size_t size() const { return size_; }
+  T* data() { return &(*this)[0]; }
 
  private:
-  T* data_ = nullptr;
-  std::size_t size_;
+  std::vector<T> host_;
+#if !defined(GF_SIMT)
+  static void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  }
+  T* device_ = nullptr;
+  bool on_device_ = false;
+#endif
 };
 
 template <class... Params, class... Args>
@@ -309,15 +319,15 @@ void test_mma() {
   Buffer<unsigned> a(128);
   Buffer<unsigned> b(64);
   Buffer<int> d(128);
-  for (int i = 0; i < 512; ++i) reinterpret_cast<std::int8_t*>(a.get())[i] = static_cast<std::int8_t>(i * 91 + i / 32);
-  for (int i = 0; i < 256; ++i) reinterpret_cast<std::int8_t*>(b.get())[i] = static_cast<std::int8_t>(i * 57 - i / 32);
+  for (int i = 0; i < 512; ++i) reinterpret_cast<std::int8_t*>(a.data())[i] = static_cast<std::int8_t>(i * 91 + i / 32);
+  for (int i = 0; i < 256; ++i) reinterpret_cast<std::int8_t*>(b.data())[i] = static_cast<std::int8_t>(i * 57 - i / 32);
   run("mma_s8", mma_kernel<int>, 1, 32, 0, a.get(), b.get(), d.get(), false);
   for (int m = 0; m < 16; ++m) {
     for (int n = 0; n < 8; ++n) {
       int wanted = 1;
       for (int k = 0; k < 32; ++k) {
         wanted +=
-            reinterpret_cast<std::int8_t*>(a.get())[32 * m + k] * reinterpret_cast<std::int8_t*>(b.get())[32 * n + k];
+            reinterpret_cast<std::int8_t*>(a.data())[32 * m + k] * reinterpret_cast<std::int8_t*>(b.data())[32 * n + k];
       }
       expect(d[8 * m + n] == wanted, "int8 product " + std::to_string(m) + ", " + std::to_string(n));
     }
@@ -328,8 +338,8 @@ void test_mma() {
     std::memcpy(&u, &v, 4);
     return static_cast<std::uint16_t>(u >> 16);
   };
-  for (int i = 0; i < 256; ++i) reinterpret_cast<std::uint16_t*>(a.get())[i] = bits(value(i + i / 16));
-  for (int i = 0; i < 128; ++i) reinterpret_cast<std::uint16_t*>(b.get())[i] = bits(value(3 * i + i / 16));
+  for (int i = 0; i < 256; ++i) reinterpret_cast<std::uint16_t*>(a.data())[i] = bits(value(i + i / 16));
+  for (int i = 0; i < 128; ++i) reinterpret_cast<std::uint16_t*>(b.data())[i] = bits(value(3 * i + i / 16));
   Buffer<float> f(128);
   for (const bool shuffles : {false, true}) {
     run("mma_bf16", mma_kernel<float>, 1, 32, 0, a.get(), b.get(), f.get(), shuffles);
