@@ -37,6 +37,26 @@ struct Compute<double> {
 template <class S>
 using compute_t = typename Compute<S>::type;
 
+// The spacing of a storage type's numbers just above 1.
+template <class S>
+constexpr double storage_epsilon();
+template <>
+constexpr double storage_epsilon<double>() {
+  return 0x1p-52;
+}
+template <>
+constexpr double storage_epsilon<float>() {
+  return 0x1p-23;
+}
+template <>
+constexpr double storage_epsilon<Half>() {
+  return 0x1p-10;
+}
+template <>
+constexpr double storage_epsilon<BFloat16>() {
+  return 0x1p-7;
+}
+
 template <class To, class From>
 GF_HD To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");

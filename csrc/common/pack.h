@@ -4,11 +4,18 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "dtype.h"
 
 #if defined(__SSE2__) && !defined(__CUDACC__)
 #include <immintrin.h>
+#endif
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define GF_HAS_SHUFFLEVECTOR 1
+#endif
 #endif
 
 namespace gf {
@@ -110,17 +117,30 @@ GF_HD bool all(Mask<T, N> m) {
   return !any(!m);
 }
 
-// The sum of the lanes, always in the order of a binary tree over lane numbers.
-template <class T, int N>
-GF_HD T sum(Pack<T, N> x) {
-  T t[N];
-  memcpy(t, &x.v, sizeof(t));
-  for (int w = N / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; ++i) t[i] += t[i + w];
-  return t[0];
+// The lanes kOffset ... kOffset + sizeof...(I) - 1.
+template <int kOffset, class T, int N, int... I>
+GF_HD Pack<T, static_cast<int>(sizeof...(I))> slice(Pack<T, N> x, std::integer_sequence<int, I...>) {
+  Pack<T, static_cast<int>(sizeof...(I))> r;
+#if GF_HAS_SHUFFLEVECTOR
+  r.v = __builtin_shufflevector(x.v, x.v, (kOffset + I)...);
+#else
+  memcpy(&r.v, reinterpret_cast<const char*>(&x.v) + kOffset * sizeof(T), sizeof(r.v));
+#endif
+  return r;
 }
 
-// --- memory: `S` is the storage type, `n` the number of lanes that exist (missing lanes are zero / not written) ---
+// The sum of the lanes: halves are added until two numbers are left.
+template <class T, int N>
+GF_HD T sum(Pack<T, N> x) {
+  if constexpr (N == 2) {
+    return x[0] + x[1];
+  } else {
+    using Half = std::make_integer_sequence<int, N / 2>;
+    return sum(slice<0>(x, Half{}) + slice<N / 2>(x, Half{}));
+  }
+}
+
+// --- memory: `S` is the storage type, `n` the number of lanes that exist (missing lanes are `missing`, zero by default, and are not written) ---
 
 template <class P, class S>
 GF_HD P load(const S* p) {
@@ -161,9 +181,9 @@ GF_HD void store(S* p, P x) {
 }
 
 template <class P, class S>
-GF_HD P load_first(const S* p, int n) {
+GF_HD P load_first(const S* p, int n, compute_t<S> missing = 0) {
   if (n >= P::size) return load<P>(p);
-  P r(0);
+  P r(missing);
   for (int i = 0; i < n; ++i) r.v[i] = to_real(p[i]);
   return r;
 }

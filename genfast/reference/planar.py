@@ -19,6 +19,8 @@ def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Ten
     log_det = x.new_zeros(x.shape[:-1])
     for w_k, u_k, b_k in zip(w.flip(0), u.flip(0), b.flip(0)):
         wu = w_k @ u_k
+        # a rounding of u may leave w.u just below -1
+        wu = torch.where(wu < -1 - torch.finfo(x.dtype).eps * (w_k * u_k).abs().sum(), wu, wu.clamp(min=-1))
         y = x @ w_k + b_k
         with torch.no_grad():
             a = _solve(y, wu)

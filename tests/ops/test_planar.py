@@ -139,7 +139,7 @@ def test_constrained_u(dtype):
     u.requires_grad_()
     constrained = ops.planar_constrain_u(w, u)
     assert constrained.isfinite().all()
-    assert ((w.double() * constrained.double()).sum(-1)[:4] >= -1 - 1e-5).all()
+    assert ((w.double() * constrained.double()).sum(-1)[:4] >= -1 - 1e-3).all()
     assert torch.equal(constrained[1], u[1])
     t = torch.tensor(10.0 * 10.0, dtype=torch.float64)
     assert constrained[2, 0].item() == pytest.approx((torch.nn.functional.softplus(t) - 1).item() / 10, rel=1e-6)

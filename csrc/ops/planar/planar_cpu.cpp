@@ -22,7 +22,7 @@ struct Layers {
   Scratch<T> memory;
   T *w, *u, *wu, *b;
 
-  Layers(const PlanarSizes& s, const void* w_in, const void* u_in, const void* b_in)
+  Layers(const PlanarSizes& s, const void* w_in, const void* u_in, const void* b_in, bool inverse)
       : memory(2 * s.k * s.d + 2 * s.k), w(memory.get()), u(w + s.k * s.d), wu(u + s.k * s.d), b(wu + s.k) {
     const S* GF_RESTRICT ws = static_cast<const S*>(w_in);
     const S* GF_RESTRICT us = static_cast<const S*>(u_in);
@@ -30,9 +30,13 @@ struct Layers {
     for (int64_t i = 0; i < s.k * s.d; ++i) u[i] = to_real(us[i]);
     for (int64_t k = 0; k < s.k; ++k) {
       b[k] = b_in ? to_real(static_cast<const S*>(b_in)[k]) : T(0);
-      T dot = 0;
-      for (int64_t d = 0; d < s.d; ++d) dot += w[k * s.d + d] * u[k * s.d + d];
-      wu[k] = dot;
+      T dot = 0, magnitude = 0;
+      for (int64_t d = 0; d < s.d; ++d) {
+        const T product = w[k * s.d + d] * u[k * s.d + d];
+        dot += product;
+        magnitude += abs(product);
+      }
+      wu[k] = inverse ? planar_invertible_wu(dot, magnitude, static_cast<T>(storage_epsilon<S>())) : dot;
     }
   }
 };
@@ -163,7 +167,8 @@ void backward_rows(const PlanarBackward& f, const Layers<S>& layers, int64_t beg
       const P wu(layers.wu[k]);
       P h[kPacks], t[kPacks], sum_t(0), sum_c(0);
       for (int p = 0; p < kPacks; ++p) {
-        const P a = load_first<P>(a_in + k * n + row + p * P::size, count - p * P::size);
+        // Rows that do not exist get a saturated layer: there q = 1, and their zero cotangents stay zero.
+        const P a = load_first<P>(a_in + k * n + row + p * P::size, count - p * P::size, T(40));
         const PlanarLayer<P> layer = planar_layer(a, wu);
         const PlanarAdjoint<P> adjoint = planar_adjoint<kInverse>(layer, wu, ug[p], l[p]);
         h[p] = layer.h;
@@ -244,7 +249,7 @@ void dispatch_dim(int64_t d, F&& f) {
 void planar_forward(const PlanarForward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    const Layers<S> layers(f.size, f.w, f.u, f.b);
+    const Layers<S> layers(f.size, f.w, f.u, f.b, f.inverse);
     dispatch_dim(f.size.d, [&](auto dim) {
       parallel_for(f.size.n, kChunkRows,
                    [&](int64_t begin, int64_t end) { forward_rows<S, decltype(dim)::value>(f, layers, begin, end); });
@@ -256,7 +261,7 @@ void planar_backward(const PlanarBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = compute_t<S>;
-    const Layers<S> layers(f.size, f.w, f.u, nullptr);
+    const Layers<S> layers(f.size, f.w, f.u, nullptr, f.inverse);
     const int64_t chunk = rows_per_chunk(f.size.n), chunks = row_chunks(f.size.n);
     const int64_t stride = 2 * f.size.k * f.size.d + 2 * f.size.k;
     dispatch_dim(f.size.d, [&](auto dim) {

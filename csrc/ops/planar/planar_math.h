@@ -47,6 +47,13 @@ GF_HD PlanarAdjoint<R> planar_adjoint(const PlanarLayer<R>& f, R wu, R ug, R l) 
   return {c, kInverse ? -t / f.q : t};
 }
 
+// w.u for the inverse. A u stored in S digits can put w.u below -1 by the rounding of its own products, of which
+// `magnitude` = sum |w_d u_d| sets the scale; such a layer counts as one at the edge, w.u = -1.
+template <class T>
+GF_HD T planar_invertible_wu(T wu, T magnitude, T storage_epsilon) {
+  return wu < T(-1) && wu >= T(-1) - storage_epsilon * magnitude ? T(-1) : wu;
+}
+
 // Solves a + (w.u) tanh(a) = y for a, by Newton's method kept inside a bracket. The left side is monotone for
 // w.u >= -1; for w.u < -1 the layer is not invertible and the answer is NaN.
 template <class R>
@@ -67,6 +74,7 @@ GF_HD R planar_solve(R y, R wu) {
     R next = a - residual / f.q;
     const R middle = R(T(0.5)) * low + R(T(0.5)) * high;
     next = select((next >= low) & (next <= high), next, middle);
+    next = select(residual == R(0), a, next);  // also where q = 0: the triple root at a = 0 of w.u = -1
     const auto moved = abs(next - a) > R(tolerance) * abs(next);
     a = next;
     if (!any(moved)) break;
