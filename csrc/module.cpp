@@ -16,6 +16,7 @@ namespace py = pybind11;
 
 namespace gf {
 
+void bind_coupling(py::module_& m);
 void bind_planar(py::module_& m);
 
 namespace {
@@ -120,5 +121,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_target", &gf::set_cpu_target, py::arg("name"));
   m.def("row_chunks", &gf::row_chunks, py::arg("n"));
 
+  gf::bind_coupling(m);
   gf::bind_planar(m);
 }

@@ -24,17 +24,19 @@ def define(
     rows: Sequence[str] = (),
     row_outputs: Sequence[bool] = (),
     autocast: bool = True,
+    strided: bool = False,
 ) -> Any:
     """Define `torch.ops.genfast.<name>` and return it.
 
     Args:
         name: the op's name, e.g. "planar_forward".
         schema: arguments and results, e.g. "(Tensor z, Tensor w) -> (Tensor, Tensor)".
-        impl: allocates the outputs and calls the kernel; gets contiguous tensors. Serves the CPU and CUDA.
+        impl: allocates the outputs and calls the kernel; serves the CPU and CUDA. Gets contiguous tensors, unless `strided`.
         fake: the same outputs without data, for tracing.
         rows: the tensor arguments whose first dimension is the row. If under vmap only these are batched, the batch
             is folded into the rows, and the op runs once; otherwise it runs once a batch entry.
         row_outputs: for each result, whether its first dimension is the row; folding needs all of them True.
+        strided: `impl` reads slices, broadcasts and other strided tensors where they lie.
         autocast: under autocast, low-precision arguments are raised to float32.
     """
     qualified = f"genfast::{name}"
@@ -44,8 +46,8 @@ def define(
         # inductor may hand over other strides than it was promised
         return impl(*(a.contiguous() if isinstance(a, Tensor) else a for a in args))
 
-    _library.impl(name, kernel, "CPU")
-    _library.impl(name, kernel, "CUDA")
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, impl if strided else kernel, key)
     torch.library.register_fake(qualified, fake, lib=_library)
     op = getattr(torch.ops.genfast, name).default
 

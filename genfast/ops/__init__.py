@@ -1,8 +1,11 @@
 """The ops: differentiable functions on tensors, each backed by one fused kernel."""
 
+from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
 
 __all__ = [
+    "additive_coupling",
+    "affine_coupling",
     "planar_constrain_u",
     "planar_flow",
     "planar_flow_inverse",

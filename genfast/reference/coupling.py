@@ -12,7 +12,7 @@ SCALE_MAPS: Mapping[str, Mapping[str, float]] = {
     "exp": {},
     "sigmoid": {"offset": 2.0, "min_scale": 0.0},
     "softplus": {"offset": 0.0, "min_scale": 0.0},
-    "tanh": {"clamp": 2.0},  # and gain, by default 1 / clamp
+    "tanh": {"clamp": 2.0, "gain": 1.0},
     "atan": {"clamp": 2.0, "gain": 1.0},
     "softclip": {"clamp": -math.log(1e-3)},
     "reciprocal_sigmoid": {"offset": 2.0},
@@ -44,7 +44,7 @@ def log_scale(
     c = default.get("clamp", 1.0) if clamp is None else clamp
     u = raw + (default.get("offset", 0.0) if offset is None else offset)
     m = default.get("min_scale", 0.0) if min_scale is None else min_scale
-    g = default.get("gain", 1.0 / c) if gain is None else gain
+    g = default.get("gain", 1.0) if gain is None else gain
     if scale_map == "exp":
         log_s = raw
     elif scale_map == "sigmoid":
@@ -53,7 +53,7 @@ def log_scale(
         # Below the clamp s is e^u (or min_scale) and saturated, while log would meet a zero.
         log_s = torch.log(_softplus(u.clamp(min=-max_log_scale - 1)) + m)
     elif scale_map == "tanh":
-        log_s = c * torch.tanh(g * raw)
+        log_s = c * torch.tanh((g / c) * raw)
     elif scale_map == "atan":
         log_s = (0.636 * c) * torch.atan((g * raw).clamp(-_FAR, _FAR))
     elif scale_map == "softclip":

@@ -1,0 +1,137 @@
+// Affine coupling, one element (Dinh et al. 2017; the scale maps are those of RealNVP, Glow, FrEIA, nflows and zuko).
+//
+//   y = x s + t,  log|dy/dx| = log s,  s = s(a) > 0 a map of the raw parameter a;   inverse x = (y - t) / s
+//
+// Adjoint of (x, t, a) -> (y, log s), with g the cotangent of y, l that of log s, and slope = d log s / da:
+//   dL/dx = g s,  dL/dt = g,  dL/da = (g x s + l) slope
+// Adjoint of the inverse (y, t, a) -> (x, -log s), with g the cotangent of x and l that of -log s:
+//   dL/dy = g / s,  dL/dt = -g / s,  dL/da = -(g x + l) slope
+// Both need x alone of the two sides, so x is what is kept.
+//
+// log s comes from the raw parameter and not from s, which may round to 0 or 1; it saturates at +-limit, where its
+// slope is 0, so that s and 1 / s stay finite and far from the ends of float32.
+#pragma once
+
+#include "common/real.h"
+#include "ops/coupling/coupling.h"
+
+namespace gf {
+inline namespace GF_BACKEND {
+
+// The constants of a scale map in the type of the arithmetic.
+template <class T>
+struct ScaleConstants {
+  T clamp, offset, min_scale, gain, limit, lowest, highest;  // lowest = e^-limit, highest = e^limit
+
+  static ScaleConstants from(const ScaleSpec& s) {
+    const double gain = s.map == ScaleMap::tanh ? s.gain / s.clamp : s.gain;
+    return {static_cast<T>(s.clamp),       static_cast<T>(s.offset), static_cast<T>(s.min_scale),
+            static_cast<T>(gain),        static_cast<T>(s.limit),  static_cast<T>(::exp(-s.limit)),
+            static_cast<T>(::exp(s.limit))};
+  }
+};
+
+template <class R>
+struct Scale {
+  R s, log_s, slope;
+};
+
+// Into [-limit, limit]; NaN stays NaN.
+template <class R>
+GF_HD R saturate(R x, R limit) {
+  return max(-limit, min(limit, x));
+}
+
+template <ScaleMap kMap, class R, class T>
+GF_HD Scale<R> coupling_scale(R a, const ScaleConstants<T>& k) {
+  constexpr bool by_log = kMap == ScaleMap::exp || kMap == ScaleMap::tanh || kMap == ScaleMap::atan ||
+                          kMap == ScaleMap::softclip;  // the map gives log s, and s = e^(log s)
+  const R zero(0), one(1);
+  // atan and softclip are constant beyond it; keeps squares and ratios finite.
+  const R far(T(1e18));
+  R s, log_s, slope;
+  if constexpr (kMap == ScaleMap::exp) {
+    log_s = a;
+    slope = one;
+  } else if constexpr (kMap == ScaleMap::tanh) {
+    // clamp tanh(v) by E = expm1(2 |v|): tanh = E / (E + 2), tanh' = 4 (E + 1) / (E + 2)^2, which keeps its tail.
+    const R v = R(k.gain) * a;
+    const R y = min(R(20), abs(v));
+    const R e = expm1(y + y);
+    const R r = one / (e + R(2));
+    const R t = R(k.clamp) * e * r;
+    log_s = select(v < zero, -t, t);
+    slope = R(T(4) * k.clamp * k.gain) * (e + one) * r * r;
+  } else if constexpr (kMap == ScaleMap::atan) {
+    // FrEIA's clamp 0.636 atan(v), 0.636 for 2 / pi.
+    const R v = saturate(R(k.gain) * a, far);
+    const R c(T(0.636) * k.clamp);
+    log_s = c * atan(v);
+    slope = R(T(0.636) * k.clamp * k.gain) / fma(v, v, one);
+  } else if constexpr (kMap == ScaleMap::softclip) {
+    const R v = saturate(a, far);
+    const R r = one / (one + abs(v) / R(k.clamp));
+    log_s = v * r;
+    slope = r * r;
+  } else {
+    const R u = a + R(k.offset);
+    const R z = exp(-abs(u));
+    const R r = one / (one + z);
+    const auto positive = u >= zero;
+    if constexpr (kMap == ScaleMap::sigmoid) {
+      const R sigma = select(positive, r, z * r);
+      if (k.min_scale > T(0)) {
+        s = sigma + R(k.min_scale);
+        log_s = log(s);
+        slope = z * r * r / s;
+      } else {
+        s = sigma;
+        log_s = min(zero, u) - log1p(z);
+        slope = select(positive, z * r, r);
+      }
+    } else if constexpr (kMap == ScaleMap::softplus) {
+      s = max(zero, u) + log1p(z) + R(k.min_scale);
+      log_s = log(s);
+      slope = select(positive, r, z * r) / s;
+    } else {
+      s = (one + z) / select(positive, one, z);
+      log_s = log1p(z) - min(zero, u);
+      slope = -select(positive, z * r, r);
+    }
+  }
+  slope = select(abs(log_s) > R(k.limit), zero, slope);
+  log_s = saturate(log_s, R(k.limit));
+  if constexpr (by_log) {
+    s = exp(log_s);
+  } else {
+    s = max(R(k.lowest), min(R(k.highest), s));
+  }
+  return {s, log_s, slope};
+}
+
+template <class R>
+struct CouplingAdjoint {
+  R x, shift, raw;
+};
+
+template <bool kInverse, class R>
+GF_HD R coupling_apply(R x, R shift, R s) {
+  if constexpr (kInverse) return (x - shift) / s;
+  return fma(x, s, shift);
+}
+
+// `x` is the side before scale and shift.
+template <bool kInverse, class R>
+GF_HD CouplingAdjoint<R> coupling_adjoint(R g, R l, R x, const Scale<R>& f) {
+  const R zero(0);
+  // Where s is saturated its gradient is 0, also if g x overflows.
+  if constexpr (kInverse) {
+    const R gx = g / f.s;
+    return {gx, -gx, select(f.slope == zero, zero, -fma(g, x, l) * f.slope)};
+  }
+  const R gx = g * f.s;
+  return {gx, g, select(f.slope == zero, zero, fma(gx, x, l) * f.slope)};
+}
+
+}  // namespace GF_BACKEND
+}  // namespace gf
