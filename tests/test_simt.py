@@ -1,6 +1,7 @@
 """The host emulation of CUDA, the launch wrapper and the reductions, by the kernels of csrc/test_simt.cu."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_race_depends_on_the_order(driver):
         ("fail_mask", ["thread (16, 0, 0)", "the calling lane is not in the mask"]),
         ("fail_mixed", ["lanes of one warp meet at __any_sync", "and at __all_sync"]),
         ("fail_overrun", ["wrote past the end of its 64 bytes of dynamic shared memory"]),
-        ("fail_shape", ["launch shape beyond sm_90", "block (1025, 1, 1)"]),
+        ("fail_launch", ["kernel index", "launch shape beyond sm_90", "block (1025, 1, 1), 4096 bytes"]),
     ],
 )
 def test_mistakes_are_found(driver, case, expected):
@@ -83,16 +84,30 @@ def test_unknown_order_is_refused(driver):
     assert 'GENFAST_SIMT_ORDER is "sideways"; it must be "forward", "reverse" or "random"' in done.stdout
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-def test_compiles_with_nvcc(tmp_path):
-    compile_with("nvcc", *FLAGS, "-arch=sm_90", "-DGF_BACKEND=cuda", "-c", SOURCE, "-o", tmp_path / "test_simt.o")
+@pytest.fixture(scope="module")
+def cuda_driver(tmp_path_factory):
+    """The test kernels, compiled by nvcc."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    out = tmp_path_factory.mktemp("cuda") / "test_simt"
+    arch = "native" if torch.cuda.is_available() else "sm_90"
+    compile_with("nvcc", *FLAGS, f"-arch={arch}", "-cudart=static", "-DGF_BACKEND=cuda", SOURCE, "-o", out)
+    return out
+
+
+def test_launch_error_names_kernel_and_shape(cuda_driver):
+    """Runs with or without a GPU; the error at the end differs."""
+    done = run(cuda_driver, "fail_launch")
+    assert done.returncode == 1
+    assert (
+        "fail_launch: CUDA kernel index on device 0, grid (1, 1, 1), block (1025, 1, 1), 4096 bytes of dynamic shared "
+        "memory: " in done.stdout
+    )
+    assert re.search(r"(selecting the device|the launch) failed: \w+", done.stdout)
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available() or shutil.which("nvcc") is None, reason="no GPU, or no nvcc")
-def test_on_the_gpu(tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_on_the_gpu(cuda_driver, case):
     """The same kernels give the same answers on a real device."""
-    out = tmp_path / "test_simt"
-    compile_with("nvcc", *FLAGS, "-arch=native", "-DGF_BACKEND=cuda", SOURCE, "-o", out)
-    for case in CASES:
-        assert run(out, case).stdout == f"{case}: ok\n"
+    assert run(cuda_driver, case).stdout == f"{case}: ok\n"
