@@ -8,7 +8,9 @@
 
 #include "dtype.h"
 
-#if defined(__SSE2__) && !defined(__CUDACC__)
+#if !defined(__CUDACC__)  // device code has no vector types
+
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -95,16 +97,16 @@ GF_HD Pack<T, N> select(Mask<T, N> m, Pack<T, N> a, Pack<T, N> b) {
 
 template <class T, int N>
 GF_HD bool any(Mask<T, N> m) {
-#if defined(__AVX512F__) && !defined(__CUDACC__)
+#if defined(__AVX512F__)
   if constexpr (sizeof(m.m) == 64) {
     if constexpr (sizeof(T) == 4) return _mm512_test_epi32_mask((__m512i)m.m, (__m512i)m.m) != 0;
     if constexpr (sizeof(T) == 8) return _mm512_test_epi64_mask((__m512i)m.m, (__m512i)m.m) != 0;
   }
 #endif
-#if defined(__AVX__) && !defined(__CUDACC__)
+#if defined(__AVX__)
   if constexpr (sizeof(m.m) == 32) return !_mm256_testz_si256((__m256i)m.m, (__m256i)m.m);
 #endif
-#if defined(__SSE2__) && !defined(__CUDACC__)
+#if defined(__SSE2__)
   if constexpr (sizeof(m.m) == 16) return _mm_movemask_epi8((__m128i)m.m) != 0;
 #endif
   typename IntOf<T>::type r = 0;
@@ -140,7 +142,8 @@ GF_HD T sum(Pack<T, N> x) {
   }
 }
 
-// --- memory: `S` is the storage type, `n` the number of lanes that exist (missing lanes are `missing`, zero by default, and are not written) ---
+// --- memory: `S` is the storage type, `n` the number of lanes that exist (missing lanes are `missing`, zero by
+// default, and are not written) ---
 
 template <class P, class S>
 GF_HD P load(const S* p) {
@@ -148,10 +151,10 @@ GF_HD P load(const S* p) {
   if constexpr (std::is_same<S, decltype(r[0])>::value) {
     memcpy(&r.v, p, sizeof(r.v));
   } else {
-#if defined(__AVX512F__) && !defined(__CUDACC__)
+#if defined(__AVX512F__)
     if constexpr (std::is_same<S, Half>::value && P::size == 16)
       return P((typename P::Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif defined(__F16C__) && !defined(__CUDACC__)
+#elif defined(__F16C__)
     if constexpr (std::is_same<S, Half>::value && P::size == 8)
       return P((typename P::Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #endif
@@ -165,12 +168,12 @@ GF_HD void store(S* p, P x) {
   if constexpr (std::is_same<S, decltype(x[0])>::value) {
     memcpy(p, &x.v, sizeof(x.v));
   } else {
-#if defined(__AVX512F__) && !defined(__CUDACC__)
+#if defined(__AVX512F__)
     if constexpr (std::is_same<S, Half>::value && P::size == 16) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)x.v, _MM_FROUND_TO_NEAREST_INT));
       return;
     }
-#elif defined(__F16C__) && !defined(__CUDACC__)
+#elif defined(__F16C__)
     if constexpr (std::is_same<S, Half>::value && P::size == 8) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)x.v, _MM_FROUND_TO_NEAREST_INT));
       return;
@@ -215,3 +218,5 @@ GF_HD void store_strided(S* p, int64_t stride, P x, int n) {
 
 }  // namespace GF_BACKEND
 }  // namespace gf
+
+#endif  // !__CUDACC__

@@ -21,10 +21,6 @@ template <class R>
 struct ScalarOf {
   using type = R;
 };
-template <class T, int N>
-struct ScalarOf<Pack<T, N>> {
-  using type = T;
-};
 template <class R>
 using scalar_t = typename ScalarOf<R>::type;
 
@@ -72,6 +68,13 @@ GF_HD double max(double a, double b) { return a > b ? a : b; }
 
 // --- packs ---
 
+#if !defined(__CUDACC__)
+
+template <class T, int N>
+struct ScalarOf<Pack<T, N>> {
+  using type = T;
+};
+
 template <class T, int N>
 GF_HD Pack<T, N> fma(Pack<T, N> a, Pack<T, N> b, Pack<T, N> c) {
   return a * b + c;
@@ -102,19 +105,19 @@ GF_HD Pack<T, N> abs(Pack<T, N> x) {
 
 template <class T, int N>
 GF_HD Pack<T, N> sqrt(Pack<T, N> x) {
-#if defined(__AVX512F__) && !defined(__CUDACC__)
+#if defined(__AVX512F__)
   if constexpr (sizeof(x.v) == 64) {
     if constexpr (sizeof(T) == 4) return as<typename Pack<T, N>::Vec>(_mm512_sqrt_ps(as<__m512>(x.v)));
     if constexpr (sizeof(T) == 8) return as<typename Pack<T, N>::Vec>(_mm512_sqrt_pd(as<__m512d>(x.v)));
   }
 #endif
-#if defined(__AVX__) && !defined(__CUDACC__)
+#if defined(__AVX__)
   if constexpr (sizeof(x.v) == 32) {
     if constexpr (sizeof(T) == 4) return as<typename Pack<T, N>::Vec>(_mm256_sqrt_ps(as<__m256>(x.v)));
     if constexpr (sizeof(T) == 8) return as<typename Pack<T, N>::Vec>(_mm256_sqrt_pd(as<__m256d>(x.v)));
   }
 #endif
-#if defined(__SSE2__) && !defined(__CUDACC__)
+#if defined(__SSE2__)
   if constexpr (sizeof(x.v) == 16) {
     if constexpr (sizeof(T) == 4) return as<typename Pack<T, N>::Vec>(_mm_sqrt_ps(as<__m128>(x.v)));
     if constexpr (sizeof(T) == 8) return as<typename Pack<T, N>::Vec>(_mm_sqrt_pd(as<__m128d>(x.v)));
@@ -328,6 +331,8 @@ GF_HD Pack<float, N> atan(Pack<float, N> x) {
   const P r = base + fma(p * z, t, t);
   return select(x < P(0), -r, r);
 }
+
+#endif  // !__CUDACC__
 
 // --- compositions, for every Real ---
 
