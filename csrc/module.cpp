@@ -18,6 +18,7 @@ namespace gf {
 
 void bind_coupling(py::module_& m);
 void bind_planar(py::module_& m);
+void bind_rbm(py::module_& m);
 
 namespace {
 
@@ -123,4 +124,5 @@ PYBIND11_MODULE(_C, m) {
 
   gf::bind_coupling(m);
   gf::bind_planar(m);
+  gf::bind_rbm(m);
 }

@@ -5,8 +5,9 @@ machine's distribution is proportional to exp(-beta E).
 
 The Gibbs chain is defined to the last bit, so that every backend draws the same states from the same seed:
 
-1. **Weights.** `quantise` rounds W, a (vbias) and b (hbias) to multiples of a power of two, s = 2^e, so small that no
-   sum of |W| over a row or a column plus the bias leaves int32. The field of a unit is then an exact integer.
+1. **Weights.** `quantise` rounds W, a (vbias) and b (hbias) to multiples of a power of two, s = 2^e: the smallest for
+   which no sum of |W| over a row or a column plus the bias leaves int32, and W itself fits three signed bytes. The
+   field of a unit is then an exact integer.
 2. **Logit.** z = (float32(field) * float32(2^min(e, 100))) * beta, in float32.
 3. **Random word.** r is word `unit % 4` of Philox4x32-10 with counter (chain, unit // 4, step, stream) and the seed's
    low and high 32 bits as key; the stream is 1 for hidden and 2 for visible units.
@@ -74,8 +75,9 @@ def quantise(W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor, T
 
     The choice of e uses integers and maxima only, so it depends on no order of summation: with every magnitude below
     2^E, its bound in units of 2^(E - r) is floor(|x| 2^(r - E)) + 1, where r = 30 - ceil(log2(n + 1)) and n is the
-    larger of the two layers. B is the largest sum of such bounds over a row or column with its bias, and
-    e = max(E - r - k, -100) for the largest k with 2^k B + n + 1 <= 2^31 - 1.
+    larger of the two layers. B is the largest sum of such bounds over a row or column with its bias, and k the largest
+    number with 2^k B + n + 1 <= 2^31 - 1. Of W alone, with every magnitude below 2^F, c = F - 23, or F - 22 where the
+    largest would round to more than 0x7F7F7F. Then e = max(E - r - k, c, -100).
 
     Returns:
         The integers of W, vbias and hbias as int64, and e.
@@ -89,7 +91,11 @@ def quantise(W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor, T
     sums = [(bw.sum(0) + bh), (bw.sum(1) + bv)]
     bound = max((int(s.max()) for s in sums if s.numel()), default=1)
     k = ((2**31 - 2 - n) // bound).bit_length() - 1
-    e = max(exponent - r - k, -100)
+    largest = float(W.abs().max()) if W.numel() else 0.0
+    c = math.frexp(largest)[1] - 23 if largest else -100
+    if c > -100 and round(largest * 2.0**-c) > 0x7F7F7F:
+        c += 1
+    e = max(exponent - r - k, c, -100)
     qw, qv, qh = (torch.round(x * 2.0**-e).to(torch.int64) for x in (W, vbias, hbias))
     return qw, qv, qh, e
 

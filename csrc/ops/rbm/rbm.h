@@ -1,0 +1,85 @@
+// Restricted Boltzmann machine of n_visible (nv) and n_hidden (nh) units: arguments and entry points of every backend.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "common/stream.h"
+
+namespace gf {
+
+struct RbmSizes {
+  int64_t n, nv, nh;  // chains or rows, visible units, hidden units
+};
+
+// Reasons why states cannot be drawn, as bits of RbmGibbs::status.
+enum RbmStatus : int32_t { kRbmNotFinite = 1, kRbmNotBinary = 2, kRbmBadBeta = 4 };
+
+struct RbmGibbs {
+  RbmSizes size;
+  DType state, weight;
+  int64_t n_steps;
+  uint32_t first_chain, first_step;
+  const void* v;      // [n, nv] state
+  const void* W;      // [nv, nh] weight: f32 or f64
+  const void* vbias;  // [nv] weight
+  const void* hbias;  // [nh] weight
+  const float* beta;  // [n], or [1] for all chains
+  bool beta_per_chain;
+  const uint8_t* clamp;  // [n, nv], or [nv] for all chains; null: none
+  bool clamp_per_chain;
+  const int64_t* seed;  // [1]
+  void* out_v;          // [n, nv] state
+  void* out_h;          // [n, nh] state
+  int32_t* status;      // [1]
+  int32_t* workspace;   // [rbm_gibbs_workspace(size)]
+  Stream stream;
+};
+
+// A layer is cut into panels of 64 units; bits of states are kept in words of 32 units, two a panel. Weights lie in
+// strips of 16 output units.
+constexpr int64_t kRbmPanel = 64, kRbmWord = 32, kRbmStrip = 16;
+
+// Where things lie in RbmGibbs::workspace, in units of int32; every part starts at a multiple of 64 bytes.
+struct RbmWorkspace {
+  int64_t panels_v, panels_h, chains;  // the layers in panels, and n rounded up
+  int64_t weights_h;                   // [4 panels_h, 64 panels_v, 16]: the fields of hidden units
+  int64_t weights_v;                   // [4 panels_v, 64 panels_h, 16]: the fields of visible units
+  int64_t bias_h, bias_v;              // [64 panels_h], [64 panels_v]
+  int64_t state_v, state_h, clamp;     // bits: chains times 2 panels_v, 2 panels_h, 2 panels_v words
+  int64_t beta;                        // [chains] float
+  int64_t bad;                         // [chains]: the chain's states cannot be drawn
+  int64_t bounds;                      // [panels_h, 64 panels_v] and [panels_h]: sums of rbm_math.h's bounds
+  int64_t scalars;                     // [16]
+  int64_t total;
+
+  explicit RbmWorkspace(const RbmSizes& s) {
+    panels_v = (s.nv + kRbmPanel - 1) / kRbmPanel;
+    panels_h = (s.nh + kRbmPanel - 1) / kRbmPanel;
+    chains = (s.n + 63) / 64 * 64;
+    const int64_t units_v = kRbmPanel * panels_v, units_h = kRbmPanel * panels_h;
+    total = 0;
+    weights_h = take(units_h * units_v);
+    weights_v = take(units_h * units_v);
+    bias_h = take(units_h);
+    bias_v = take(units_v);
+    state_v = take(chains * 2 * panels_v);
+    state_h = take(chains * 2 * panels_h);
+    clamp = take(chains * 2 * panels_v);
+    beta = take(chains);
+    bad = take(chains);
+    bounds = take(panels_h * (units_v + 1));
+    scalars = take(16);
+  }
+
+ private:
+  int64_t take(int64_t count) {
+    const int64_t at = total;
+    total += (count + 15) / 16 * 16;
+    return at;
+  }
+};
+
+}  // namespace gf
+
+GF_DECLARE_BACKENDS(void rbm_gibbs(const RbmGibbs&))

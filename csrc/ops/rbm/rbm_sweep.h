@@ -1,0 +1,232 @@
+// Half a sweep of Gibbs sampling on the CPU: the states of one layer given those of the other.
+//
+// States are bits. A group is kLanes chains, and word w of a group is one register: lane c holds units 32 w ... 32 w +
+// 31 of chain c. There are two ways to sum the weights of the active units, and both give the same integers:
+//
+// - tables, lanes are chains: the 2^kTableBits sums of kTableBits input units for one output unit are one register, and
+//   one permutation looks them up for kLanes chains: kTableBits * kLanes products in two instructions.
+// - rows, lanes are output units: the weight rows of the active input units are added, chain by chain.
+#pragma once
+
+#include "common/philox.h"
+#include "common/scratch.h"
+#include "ops/rbm/rbm.h"
+#include "ops/rbm/rbm_lanes.h"
+#include "ops/rbm/rbm_math.h"
+
+namespace gf {
+inline namespace GF_BACKEND {
+
+struct RbmHalfSweep {
+  const uint32_t* in;  // [groups, in_words, kLanes]
+  uint32_t* out;       // [groups, out_words, kLanes]
+  int64_t in_words, out_words;
+  int64_t n_out;           // units of the output layer
+  int64_t chains;          // chains that exist
+  const int32_t* weights;  // [2 out_words, 32 in_words, 16]
+  const int32_t* bias;     // [32 out_words]
+  const float* beta;       // [groups, kLanes]
+  const uint32_t* clamp;   // [groups or 1, out_words, kLanes]; null: none
+  int64_t clamp_stride;    // from group to group
+  float scale;
+  uint64_t seed;
+  uint32_t first_chain, step, stream;
+
+  // Stores the new bits of one word, except for units that do not exist or are clamped.
+  GF_HD void set_word(int64_t group, int64_t word, WordLanes bits) const {
+    const int64_t left = n_out - word * kRbmWord;
+    if (left < kRbmWord) bits &= left <= 0 ? 0u : (1u << left) - 1u;
+    uint32_t* p = out + (group * out_words + word) * kLanes;
+    if (clamp) {
+      const WordLanes held = load_lanes<WordLanes>(clamp + group * clamp_stride + word * kLanes);
+      bits = (bits & ~held) | (load_lanes<WordLanes>(p) & held);
+    }
+    store_lanes(p, bits);
+  }
+};
+
+// --- tables
+// -----------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX2__)
+
+constexpr int kTablesPerWord = (kRbmWord + kTableBits - 1) / kTableBits;
+constexpr int kTileGroups = kVectorBytes == 64 ? 4 : 2;  // groups that share the loads of a table
+
+// Tables of a strip: tables[unit / 4][word][table of the word][unit % 4].
+inline void build_tables(const RbmHalfSweep& h, int64_t strip, IntLanes* GF_RESTRICT tables) {
+  const int64_t steps = h.in_words * kTablesPerWord;
+  IntLanes takes[kTableBits];
+  for (int b = 0; b < kTableBits; ++b) takes[b] = -(IntLanes)((lane_numbers() >> b) & 1u);
+  const int32_t* GF_RESTRICT row = h.weights + strip * h.in_words * kRbmWord * kRbmStrip;
+  for (int64_t word = 0; word < h.in_words; ++word) {
+    for (int s = 0; s < kTablesPerWord; ++s) {
+      const int left = kRbmWord - s * kTableBits, units = left < kTableBits ? left : kTableBits;
+#pragma GCC unroll 16
+      for (int j = 0; j < kRbmStrip; ++j) {
+        IntLanes t = takes[0] & row[j];
+        for (int b = 1; b < kTableBits; ++b)
+          if (b < units) t += takes[b] & row[b * kRbmStrip + j];
+        tables[(j / 4) * steps * 4 + j % 4] = t;
+      }
+      row += units * kRbmStrip;
+      tables += 4;
+    }
+  }
+}
+
+// Draws four units (one Philox block) of kGroups groups; bits go to place `shift` of words[group][0].
+template <int kGroups>
+GF_HD void four_units(const RbmHalfSweep& h, const IntLanes* GF_RESTRICT tables, int64_t unit, int64_t group,
+                      WordLanes (*GF_RESTRICT words)[2]) {
+  IntLanes field[4][kGroups];
+  for (int u = 0; u < 4; ++u)
+    for (int g = 0; g < kGroups; ++g) field[u][g] = IntLanes{} + h.bias[unit + u];
+  const uint32_t* in = h.in + group * h.in_words * kLanes;
+  for (int64_t word = 0; word < h.in_words; ++word) {
+    WordLanes code[kGroups];
+    for (int g = 0; g < kGroups; ++g) code[g] = load_lanes<WordLanes>(in + (g * h.in_words + word) * kLanes);
+#pragma GCC unroll 11
+    for (int s = 0; s < kTablesPerWord; ++s) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
+        const IntLanes table = tables[s * 4 + u];
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroups; ++g) field[u][g] += look_up(table, code[g]);
+      }
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) code[g] >>= kTableBits;
+    }
+    tables += 4 * kTablesPerWord;
+  }
+  const int half = static_cast<int>(unit / kRbmWord % 2), shift = static_cast<int>(unit % kRbmWord);
+  for (int g = 0; g < kGroups; ++g) {
+    const WordLanes chain = lane_numbers() + (h.first_chain + static_cast<uint32_t>((group + g) * kLanes));
+    const PhiloxWords<WordLanes> random =
+        philox(chain, WordLanes{} + static_cast<uint32_t>(unit / 4), h.step, h.stream, h.seed);
+    const FloatLanes beta = load_lanes<FloatLanes>(h.beta + (group + g) * kLanes);
+    WordLanes bits{};
+    for (int u = 0; u < 4; ++u)
+      bits |= (WordLanes)rbm_accept<VectorLane>(field[u][g], h.scale, beta, random.w[u]) & (1u << (shift + u));
+    words[g][half] |= bits;
+  }
+}
+
+inline void sweep_tables(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+  const int64_t steps = h.in_words * kTablesPerWord;
+  Scratch<IntLanes> tables(kRbmStrip * steps);
+  Scratch<WordLanes[2]> words(group1 - group0);
+  for (int64_t panel = panel0; panel < panel1; ++panel) {
+    for (int64_t g = 0; g < group1 - group0; ++g) words.get()[g][0] = words.get()[g][1] = WordLanes{};
+    for (int64_t first = panel * kRbmPanel; first < (panel + 1) * kRbmPanel && first < h.n_out; first += kRbmStrip) {
+      build_tables(h, first / kRbmStrip, tables.get());
+      for (int64_t j = 0; j < kRbmStrip; j += 4) {
+        const int64_t unit = first + j;
+        const IntLanes* t = tables.get() + j * steps;
+        int64_t g = group0;
+        for (; g + kTileGroups <= group1; g += kTileGroups)
+          four_units<kTileGroups>(h, t, unit, g, words.get() + (g - group0));
+        for (; g + 2 <= group1; g += 2) four_units<2>(h, t, unit, g, words.get() + (g - group0));
+        for (; g < group1; ++g) four_units<1>(h, t, unit, g, words.get() + (g - group0));
+      }
+    }
+    for (int64_t g = group0; g < group1; ++g)
+      for (int i = 0; i < 2; ++i) h.set_word(g, 2 * panel + i, words.get()[g - group0][i]);
+  }
+}
+
+#endif
+
+// --- rows
+// -------------------------------------------------------------------------------------------------------------
+
+// Sums and draws kPart units of one chain and returns their bits.
+template <int kPart>
+GF_HD uint64_t add_rows(const RbmHalfSweep& h, const int32_t* GF_RESTRICT rows, const uint32_t* GF_RESTRICT active,
+                        int64_t count, int64_t unit, int64_t chain) {
+  const int64_t strip = h.in_words * kRbmWord * kRbmStrip;
+  constexpr int kRegisters = kPart / kLanes;
+  IntLanes field[kRegisters];
+  for (int r = 0; r < kRegisters; ++r) field[r] = load_lanes<IntLanes>(h.bias + unit + r * kLanes);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t* row = rows + static_cast<int64_t>(active[i]) * kRbmStrip;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRegisters; ++r) {
+      const int64_t at = r * kLanes;
+      field[r] += load_lanes<IntLanes>(row + at / kRbmStrip * strip + at % kRbmStrip);
+    }
+  }
+  const FloatLanes beta = VectorLane::splat(h.beta[chain]);
+  const WordLanes row_number = WordLanes{} + (h.first_chain + static_cast<uint32_t>(chain));
+  uint64_t bits = 0;
+  for (int r = 0; r < kRegisters; r += 4) {
+    const uint32_t block = static_cast<uint32_t>((unit + r * kLanes) / 4);
+    PhiloxWords<WordLanes> random = philox(row_number, lane_numbers() + block, h.step, h.stream, h.seed);
+    in_unit_order(random.w);
+    for (int k = 0; k < 4; ++k) {
+      const IntLanes on = rbm_accept<VectorLane>(field[r + k], h.scale, beta, random.w[k]);
+      bits |= static_cast<uint64_t>(lane_bits(on)) << ((r + k) * kLanes);
+    }
+  }
+  return bits;
+}
+
+inline void sweep_rows(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+  constexpr int64_t kChains = 256;  // chains whose lists are kept at once
+  constexpr int kPart = kLanes * 8 < 64 ? kLanes * 8 : 64;
+  const int64_t units = h.in_words * kRbmWord;
+  const int64_t end = group1 * kLanes < h.chains ? group1 * kLanes : h.chains;
+  Scratch<uint32_t> lists((end - group0 * kLanes < kChains ? end - group0 * kLanes : kChains) * units);
+  int64_t start[kChains + 1];
+  for (int64_t begin = group0 * kLanes; begin < end; begin += kChains) {
+    const int64_t count = end - begin < kChains ? end - begin : kChains;
+    uint32_t* list = lists.get();
+    for (int64_t c = 0; c < count; ++c) {
+      start[c] = list - lists.get();
+      const int64_t chain = begin + c;
+      const uint32_t* words = h.in + chain / kLanes * h.in_words * kLanes + chain % kLanes;
+      for (int64_t w = 0; w < h.in_words; ++w)
+        for (uint32_t bits = words[w * kLanes]; bits; bits &= bits - 1)
+          *list++ = static_cast<uint32_t>(w * kRbmWord + __builtin_ctz(bits));
+    }
+    start[count] = list - lists.get();
+    for (int64_t panel = panel0; panel < panel1; ++panel) {
+      const int32_t* rows = h.weights + panel * units * kRbmPanel;
+      WordLanes words[2];
+      for (int64_t c = 0; c < count; ++c) {
+        uint64_t bits = 0;
+        for (int part = 0; part < kRbmPanel; part += kPart)
+          bits |= add_rows<kPart>(h, rows + part * units, lists.get() + start[c], start[c + 1] - start[c],
+                                  panel * kRbmPanel + part, begin + c)
+                  << part;
+        const int lane = static_cast<int>((begin + c) % kLanes);
+        words[0][lane] = static_cast<uint32_t>(bits);
+        words[1][lane] = static_cast<uint32_t>(bits >> 32);
+        if (lane == kLanes - 1 || c == count - 1)
+          for (int i = 0; i < 2; ++i) h.set_word((begin + c) / kLanes, 2 * panel + i, words[i]);
+      }
+    }
+  }
+}
+
+// The share of active units in the groups [group0, group1).
+inline double density(const RbmHalfSweep& h, int64_t group0, int64_t group1) {
+  int64_t on = 0;
+  const int64_t count = (group1 - group0) * h.in_words * kLanes;
+  const uint32_t* words = h.in + group0 * h.in_words * kLanes;
+  for (int64_t i = 0; i < count; ++i) on += __builtin_popcount(words[i]);
+  return static_cast<double>(on) / static_cast<double>(count * kRbmWord);
+}
+
+// Below this density adding rows is faster (measured).
+constexpr double kRowsDensity = kVectorBytes == 64 ? 0.13 : kVectorBytes == 32 ? 0.20 : 1.0;
+
+inline void sweep(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+#if defined(__AVX2__)
+  if (density(h, group0, group1) > kRowsDensity) return sweep_tables(h, group0, group1, panel0, panel1);
+#endif
+  sweep_rows(h, group0, group1, panel0, panel1);
+}
+
+}  // namespace GF_BACKEND
+}  // namespace gf
