@@ -197,6 +197,14 @@ GF_HD void store_first(S* p, P x, int n) {
   for (int i = 0; i < n; ++i) p[i] = from_real<S>(x[i]);
 }
 
+// The first n lanes of x, and `missing` in the others.
+template <class T, int N>
+GF_HD Pack<T, N> keep_first(Pack<T, N> x, int n, T missing) {
+  if (n < N)
+    for (int i = n > 0 ? n : 0; i < N; ++i) x.v[i] = missing;
+  return x;
+}
+
 // Lane i from p[i * stride]: a column of a row-major matrix.
 template <class P, class S>
 GF_HD P load_strided(const S* p, int64_t stride, int n) {

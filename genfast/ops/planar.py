@@ -32,23 +32,41 @@ def _forward_fake(
 
 
 def _backward(
-    out: Tensor, a: Tensor, w: Tensor, u: Tensor, grad_out: Tensor, grad_log_det: Tensor, inverse: bool
+    z: Tensor,
+    out: Tensor | None,
+    a: Tensor | None,
+    w: Tensor,
+    u: Tensor,
+    b: Tensor,
+    grad_out: Tensor,
+    grad_log_det: Tensor,
+    inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = _backward_fake(out, a, w, u, grad_out, grad_log_det, inverse)
+    grads = _backward_fake(z, out, a, w, u, b, grad_out, grad_log_det, inverse)
     grad_in, grad_w, grad_u, grad_b = grads
-    size = _native.planar_workspace(n=out.shape[0], d=out.shape[1], k=w.shape[0])
+    if a is None and not _native.planar_recomputes(like=z):
+        out, _, a = _forward(z, w, u, b, inverse, True)
+    size = _native.planar_workspace(n=z.shape[0], d=z.shape[1], k=w.shape[0])
     _native.planar_backward(
-        output=out, a=a, w=w, u=u, grad_output=grad_out, grad_log_det=grad_log_det, grad_input=grad_in,
-        grad_w=grad_w, grad_u=grad_u, grad_b=grad_b, workspace=a.new_empty(size), inverse=inverse,
-        stream=_native.stream(out),
+        input=z, output=out, a=a, w=w, u=u, b=b, grad_output=grad_out, grad_log_det=grad_log_det,
+        grad_input=grad_in, grad_w=grad_w, grad_u=grad_u, grad_b=grad_b,
+        workspace=grad_log_det.new_empty(size), inverse=inverse, stream=_native.stream(z),
     )  # fmt: skip
     return grads
 
 
 def _backward_fake(
-    out: Tensor, a: Tensor, w: Tensor, u: Tensor, grad_out: Tensor, grad_log_det: Tensor, inverse: bool
+    z: Tensor,
+    out: Tensor | None,
+    a: Tensor | None,
+    w: Tensor,
+    u: Tensor,
+    b: Tensor,
+    grad_out: Tensor,
+    grad_log_det: Tensor,
+    inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return out.new_empty(out.shape), w.new_empty(w.shape), u.new_empty(u.shape), w.new_empty(w.shape[0])
+    return z.new_empty(z.shape), w.new_empty(w.shape), u.new_empty(u.shape), b.new_empty(b.shape)
 
 
 _forward_op = define(
@@ -59,7 +77,7 @@ _forward_op = define(
 )
 _backward_op = define(
     "planar_backward",
-    "(Tensor out, Tensor a, Tensor w, Tensor u, Tensor grad_out, Tensor grad_log_det, bool inverse)"
+    "(Tensor z, Tensor? out, Tensor? a, Tensor w, Tensor u, Tensor b, Tensor grad_out, Tensor grad_log_det, bool inverse)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
@@ -69,12 +87,16 @@ _backward_op = define(
 # --- the differentiable function --------------------------------------------------------------------------------------
 
 
+# Up to this width a layer is so cheap that its backward computes a = w.z + b anew; then nothing but the input is kept.
+_RECOMPUTE_WIDTH = 8
+
+
 class _Planar(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-        out: tuple[Tensor, Tensor, Tensor] = _forward_op(z, w, u, b, inverse, True)
+        out: tuple[Tensor, Tensor, Tensor] = _forward_op(z, w, u, b, inverse, inverse or z.shape[1] > _RECOMPUTE_WIDTH)
         return out
 
     @staticmethod
@@ -82,17 +104,18 @@ class _Planar(torch.autograd.Function):
         z, w, u, b, ctx.inverse = inputs
         out, _, a = output
         ctx.mark_non_differentiable(a)
-        # z costs nothing to keep (the caller holds it) and serves double backward only
-        ctx.save_for_backward(z, w, u, b, out, a)
+        ctx.kept = ctx.inverse or z.shape[1] > _RECOMPUTE_WIDTH
+        ctx.save_for_backward(z, w, u, b, *((out, a) if ctx.kept else ()))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        z, w, u, b, out, a = ctx.saved_tensors
+        z, w, u, b, *kept = ctx.saved_tensors
+        out, a = kept if ctx.kept else (None, None)
         grad_out, grad_log_det = grads[:2]
         if wants_double_backward(z, w, u, b, grad_out, grad_log_det):
             function = reference.planar_flow_inverse if ctx.inverse else reference.planar_flow
             return (*reference_vjp(function, (z, w, u, b), (grad_out, grad_log_det)), None)
-        return (*_backward_op(out, a, w, u, grad_out, grad_log_det, ctx.inverse), None)
+        return (*_backward_op(z, out, a, w, u, b, grad_out, grad_log_det, ctx.inverse), None)
 
 
 def _planar(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, name: str) -> tuple[Tensor, Tensor]:
@@ -115,8 +138,9 @@ def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Ten
     r"""Push rows through K planar layers.
 
     Layer k is :math:`z_k = z_{k-1} + u_k \tanh(a_k)` with :math:`a_k = w_k \cdot z_{k-1} + b_k`, and
-    :math:`\log|\det| = \sum_k \log|1 + (1 - \tanh^2 a_k)\, w_k \cdot u_k|`. All layers run in one kernel; the backward
-    keeps one number a layer and row and rebuilds z on its way.
+    :math:`\log|\det| = \sum_k \log|1 + (1 - \tanh^2 a_k)\, w_k \cdot u_k|`. All layers run in one kernel. The
+    backward rebuilds every z from one number a layer and row; up to D = 8 it computes that one anew too, and nothing but
+    the input is kept.
 
     A layer is invertible where :math:`w_k \cdot u_k \ge -1`; `planar_constrain_u` brings any u there.
 

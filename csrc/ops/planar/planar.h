@@ -29,18 +29,20 @@ struct PlanarForward {
 struct PlanarBackward {
   PlanarSizes size;
   DType dtype;
-  bool inverse;             // the adjoint of the inverse
-  const void* output;       // [n, d] of the forward
-  const void* a;            // [k, n] compute type
-  const void* w;            // [k, d]
-  const void* u;            // [k, d]
-  const void* grad_output;  // [n, d]
-  const void* grad_log_det; // [n] compute type
-  void* grad_input;         // [n, d]
-  void* grad_w;             // [k, d]
-  void* grad_u;             // [k, d]
-  void* grad_b;             // [k]
-  void* workspace;          // planar_workspace(size) numbers of the compute type
+  bool inverse;              // the adjoint of the inverse
+  const void* input;         // [n, d]: what `a` is computed from anew where it was not kept (CPU, forward only)
+  const void* output;        // [n, d] of the forward; used with `a`
+  const void* a;             // [k, n] compute type; null: compute it anew
+  const void* w;             // [k, d]
+  const void* u;             // [k, d]
+  const void* b;             // [k]
+  const void* grad_output;   // [n, d]
+  const void* grad_log_det;  // [n] compute type
+  void* grad_input;          // [n, d]
+  void* grad_w;              // [k, d]
+  void* grad_u;              // [k, d]
+  void* grad_b;              // [k]
+  void* workspace;           // planar_workspace(size) numbers of the compute type
   Stream stream;
 };
 

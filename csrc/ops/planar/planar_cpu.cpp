@@ -29,7 +29,7 @@ struct Layers {
     for (int64_t i = 0; i < s.k * s.d; ++i) w[i] = to_real(ws[i]);
     for (int64_t i = 0; i < s.k * s.d; ++i) u[i] = to_real(us[i]);
     for (int64_t k = 0; k < s.k; ++k) {
-      b[k] = b_in ? to_real(static_cast<const S*>(b_in)[k]) : T(0);
+      b[k] = to_real(static_cast<const S*>(b_in)[k]);
       T dot = 0, magnitude = 0;
       for (int64_t d = 0; d < s.d; ++d) {
         const T product = w[k * s.d + d] * u[k * s.d + d];
@@ -70,32 +70,52 @@ GF_HD void store_block(B& block, S* rows, int64_t dim, int count) {
       store_strided(rows + (p * P::size) * dim + d, dim, block.at(d, p), count - p * P::size);
 }
 
+// Runs all layers over a block. `step(k, dot, h)` gets w.z of layer k and says how far it moves along u.
+template <class P, class B, class T, class F>
+GF_HD void run_layers(B& z, const T* w, const T* u, int64_t dim, int64_t depth, bool inverse, F&& step) {
+  if (depth == 0) return;
+  const int64_t first = inverse ? depth - 1 : 0, direction = inverse ? -1 : 1;
+  P dot[kPacks], h[kPacks];
+  for (int p = 0; p < kPacks; ++p) dot[p] = P(0);
+  for (int64_t d = 0; d < dim; ++d)
+    for (int p = 0; p < kPacks; ++p) dot[p] = fma(P(w[first * dim + d]), z.at(d, p), dot[p]);
+
+  for (int64_t i = 0, k = first; i < depth; ++i, k += direction) {
+    step(k, dot, h);
+    for (int p = 0; p < kPacks; ++p) dot[p] = P(0);
+    const T* u_here = u + k * dim;
+    const T* w_next = w + (i + 1 < depth ? k + direction : k) * dim;  // after the last layer the product is not used
+    for (int64_t d = 0; d < dim; ++d) {
+      const P ud(u_here[d]), wd(w_next[d]);
+      for (int p = 0; p < kPacks; ++p) {
+        const P value = fma(ud, h[p], z.at(d, p));
+        z.at(d, p) = value;
+        dot[p] = fma(wd, value, dot[p]);
+      }
+    }
+  }
+}
+
 template <class S, int kDim>
 void forward_rows(const PlanarForward& f, const Layers<S>& layers, int64_t begin, int64_t end) {
   using T = compute_t<S>;
   using P = Native<T>;
   constexpr int64_t rows = kPacks * P::size;
-  const int64_t dim = kDim ? kDim : f.size.d, depth = f.size.k, n = f.size.n;
+  const int64_t dim = kDim ? kDim : f.size.d, n = f.size.n;
   Scratch<P> memory(kDim ? 0 : dim * kPacks);
   const S* input = static_cast<const S*>(f.input);
   S* output = static_cast<S*>(f.output);
   T* log_det = static_cast<T*>(f.log_det);
   T* a_out = static_cast<T*>(f.a);
-  const int64_t first = f.inverse ? depth - 1 : 0, step = f.inverse ? -1 : 1;
 
   for (int64_t row = begin; row < end; row += rows) {
     const int count = static_cast<int>(end - row < rows ? end - row : rows);
     Block<P, kDim> z(memory.get());
     load_block<P>(z, input + row * dim, dim, count);
-    P sum_log[kPacks], dot[kPacks];
-    for (int p = 0; p < kPacks; ++p) sum_log[p] = P(0), dot[p] = P(0);
-    if (depth > 0)
-      for (int64_t d = 0; d < dim; ++d)
-        for (int p = 0; p < kPacks; ++p) dot[p] = fma(P(layers.w[first * dim + d]), z.at(d, p), dot[p]);
-
-    for (int64_t i = 0, k = first; i < depth; ++i, k += step) {
+    P sum_log[kPacks];
+    for (int p = 0; p < kPacks; ++p) sum_log[p] = P(0);
+    run_layers<P>(z, layers.w, layers.u, dim, f.size.k, f.inverse, [&](int64_t k, const P* dot, P* h) {
       const P wu(layers.wu[k]);
-      P h[kPacks];
       for (int p = 0; p < kPacks; ++p) {
         P a = dot[p] + P(layers.b[k]);
         if (f.inverse) a = planar_solve(a, wu);
@@ -103,24 +123,8 @@ void forward_rows(const PlanarForward& f, const Layers<S>& layers, int64_t begin
         h[p] = f.inverse ? -layer.h : layer.h;
         sum_log[p] += log(abs(layer.q));
         if (a_out) store_first(a_out + k * n + row + p * P::size, a, count - p * P::size);
-        dot[p] = P(0);
       }
-      const T* u = layers.u + k * dim;
-      if (i + 1 < depth) {
-        const T* w_next = layers.w + (k + step) * dim;
-        for (int64_t d = 0; d < dim; ++d) {
-          const P ud(u[d]), wd(w_next[d]);
-          for (int p = 0; p < kPacks; ++p) {
-            const P value = fma(ud, h[p], z.at(d, p));
-            z.at(d, p) = value;
-            dot[p] = fma(wd, value, dot[p]);
-          }
-        }
-      } else {
-        for (int64_t d = 0; d < dim; ++d)
-          for (int p = 0; p < kPacks; ++p) z.at(d, p) = fma(P(u[d]), h[p], z.at(d, p));
-      }
-    }
+    });
     store_block<P>(z, output + row * dim, dim, count);
     for (int p = 0; p < kPacks; ++p)
       store_first(log_det + row + p * P::size, f.inverse ? -sum_log[p] : sum_log[p], count - p * P::size);
@@ -135,7 +139,8 @@ void backward_rows(const PlanarBackward& f, const Layers<S>& layers, int64_t beg
   using P = Native<T>;
   constexpr int64_t rows = kPacks * P::size;
   const int64_t dim = kDim ? kDim : f.size.d, depth = f.size.k, n = f.size.n;
-  Scratch<P> memory(kDim ? 0 : 2 * dim * kPacks);
+  Scratch<P> memory(kDim ? 0 : 2 * dim * kPacks), a_memory(f.a ? 0 : depth * kPacks);
+  P* a_block = a_memory.get();
   const S* output = static_cast<const S*>(f.output);
   const S* grad_output = static_cast<const S*>(f.grad_output);
   const T* grad_log_det = static_cast<const T*>(f.grad_log_det);
@@ -152,7 +157,18 @@ void backward_rows(const PlanarBackward& f, const Layers<S>& layers, int64_t beg
   for (int64_t row = begin; row < end; row += rows) {
     const int count = static_cast<int>(end - row < rows ? end - row : rows);
     Block<P, kDim> z(memory.get()), g(memory.get() + (kDim ? 0 : dim * kPacks));
-    load_block<P>(z, output + row * dim, dim, count);
+    if (f.a) {
+      load_block<P>(z, output + row * dim, dim, count);
+    } else {
+      load_block<P>(z, static_cast<const S*>(f.input) + row * dim, dim, count);
+      run_layers<P>(z, layers.w, layers.u, dim, depth, false, [&](int64_t k, const P* dot, P* h) {
+        for (int p = 0; p < kPacks; ++p) {
+          const P a = dot[p] + P(layers.b[k]);
+          a_block[k * kPacks + p] = a;
+          h[p] = planar_layer(a, P(0)).h;
+        }
+      });
+    }
     load_block<P>(g, grad_output + row * dim, dim, count);
     P l[kPacks], ug[kPacks];
     for (int p = 0; p < kPacks; ++p) {
@@ -168,7 +184,9 @@ void backward_rows(const PlanarBackward& f, const Layers<S>& layers, int64_t beg
       P h[kPacks], t[kPacks], sum_t(0), sum_c(0);
       for (int p = 0; p < kPacks; ++p) {
         // Rows that do not exist get a saturated layer: there q = 1, and their zero cotangents stay zero.
-        const P a = load_first<P>(a_in + k * n + row + p * P::size, count - p * P::size, T(40));
+        const int lanes = count - p * P::size;
+        const P a = f.a ? load_first<P>(a_in + k * n + row + p * P::size, lanes, T(40))
+                        : keep_first(a_block[k * kPacks + p], lanes, T(40));
         const PlanarLayer<P> layer = planar_layer(a, wu);
         const PlanarAdjoint<P> adjoint = planar_adjoint<kInverse>(layer, wu, ug[p], l[p]);
         h[p] = layer.h;
@@ -261,7 +279,7 @@ void planar_backward(const PlanarBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = compute_t<S>;
-    const Layers<S> layers(f.size, f.w, f.u, nullptr, f.inverse);
+    const Layers<S> layers(f.size, f.w, f.u, f.b, f.inverse);
     const int64_t chunk = rows_per_chunk(f.size.n), chunks = row_chunks(f.size.n);
     const int64_t stride = 2 * f.size.k * f.size.d + 2 * f.size.k;
     dispatch_dim(f.size.d, [&](auto dim) {
