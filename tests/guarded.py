@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import Backend
-from tests.test_small_cases import CASES, run
+from tests.test_small_cases import CASES, cast, run
 
 PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
@@ -65,7 +65,7 @@ def main(backend: str, side: str) -> None:
         for options in case.options:
             for dtype in (torch.float32, torch.bfloat16):
                 print(name, options, dtype, flush=True)
-                tensors = {k: v.to(dtype) for k, v in case.make().items()}
+                tensors = cast(case.make(), dtype)
                 with Backend(backend).use():
                     results = []
                     for place in (None, side):

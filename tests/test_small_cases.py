@@ -34,8 +34,8 @@ def normal(*size: int) -> Tensor:
     return torch.randn(*size, dtype=torch.float64)
 
 
-def binary(*size: int) -> Tensor:
-    return torch.bernoulli(torch.full(size, 0.3, dtype=torch.float64))
+def binary(*size: int, density: float = 0.3) -> Tensor:
+    return torch.bernoulli(torch.full(size, density, dtype=torch.float64))
 
 
 def planar(rows: str, d: int = 5, k: int = 4) -> dict[str, Tensor]:
@@ -50,8 +50,15 @@ def spline(bins: int = 8) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def rbm(chains: int = N) -> dict[str, Tensor]:
-    return {"v": binary(chains, 37), "W": normal(37, 41) / 4, "vbias": normal(37), "hbias": normal(41)}
+def rbm(chains: int = N, visible: int = 37, hidden: int = 41, density: float = 0.3) -> dict[str, Tensor]:
+    return {
+        "v": binary(chains, visible, density=density), "W": normal(visible, hidden) / 4, "vbias": normal(visible),
+        "hbias": normal(hidden),
+    }  # fmt: skip
+
+
+def clamped_rbm() -> dict[str, Tensor]:
+    return {**rbm(), "clamp": binary(37).bool()}
 
 
 SCALE_MAPS = ("exp", "sigmoid", "softplus", "tanh", "atan", "softclip", "reciprocal_sigmoid")
@@ -83,6 +90,14 @@ CASES = {
         rbm, [{"seed": 3, "n_steps": n, "beta": beta} for n in (1, 3) for beta in (1.0, 0.5)], exact=True
     ),
     "rbm_gibbs (one chain)": Small(lambda: rbm(1), [{"seed": 4}], exact=True),
+    "rbm_gibbs (one unit)": Small(lambda: rbm(N, 1, 1), [{"seed": 5}], exact=True),
+    "rbm_gibbs (clamped)": Small(clamped_rbm, [{"seed": 6, "n_steps": 2}], exact=True),
+    **{
+        f"rbm_gibbs (density {density})": Small(
+            lambda density=density: rbm(130, 150, 137, density), [{"seed": 7}], exact=True
+        )
+        for density in (0.02, 0.7)
+    },
 }
 
 
@@ -96,6 +111,10 @@ def function_of(name: str) -> Callable[..., Any]:
 def call(name: str, **arguments: Any) -> tuple[Tensor, ...]:
     out = function_of(name)(**arguments)
     return (out,) if isinstance(out, Tensor) else out
+
+
+def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def run(name: str, tensors: dict[str, Tensor], options: dict[str, Any], cotangents: Any = None) -> dict[str, Tensor]:
@@ -120,8 +139,8 @@ def test_every_op_has_a_case():
 @pytest.mark.parametrize("name", CASES)
 def test_small_case(kernels, name, dtype):
     case = CASES[name]
-    tensors = {k: v.to(dtype) for k, v in case.make().items()}
-    wide = tensors if case.exact else {k: v.double() for k, v in tensors.items()}
+    tensors = cast(case.make(), dtype)
+    wide = tensors if case.exact else cast(tensors, torch.float64)
     here = {k: v.to(kernels.device) for k, v in tensors.items()}
     for options in case.options:
         with genfast.backend("reference"):
@@ -141,7 +160,7 @@ def test_small_case(kernels, name, dtype):
 def test_order_of_threads_does_not_matter(name, monkeypatch):
     """CUDA threads and blocks in another order give the same bits: no barrier is missing, no sum depends on a race."""
     case = CASES[name]
-    tensors = {k: v.float() for k, v in case.make().items()}
+    tensors = cast(case.make(), torch.float32)
     for options in case.options:
         results = {}
         for order in ("forward", "reverse", "random"):
