@@ -1,12 +1,13 @@
 """Command line of the benchmark suite: `python -m benchmarks [NAME ...]`."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +39,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--load", type=Path, metavar="JSON", help="report these saved results, measure nothing")
     p.add_argument("--seed", type=int, default=0, help="of the data")
     return p
+
+
+@contextlib.contextmanager
+def empty_compile_cache() -> Iterator[None]:
+    """A first call of torch.compile is timed as a user meets it, so without what an earlier run left."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if name in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="genfast-bench-") as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            del os.environ[name]
 
 
 def run(names: Sequence[str], options: Options) -> list[Result]:
@@ -92,9 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if note := machine.warning(state):
             print(note, file=sys.stderr)
         print()
-        with tempfile.TemporaryDirectory(prefix="genfast-bench-") as cache:
-            # A first call of torch.compile is timed as a user meets it, so without what an earlier run left.
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+        with empty_compile_cache():
             results = run(args.names or available(), options)
         stem = options.device.type
         written = report.save(results, state, args.out, stem)
