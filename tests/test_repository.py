@@ -1,0 +1,64 @@
+"""Promises about the sources that no run of the program would notice being broken."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"})
+MODULES = sorted((ROOT / "genfast").rglob("*.py"))
+
+
+def imports(path):
+    """Names of the modules that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_torch_header_is_included(path):
+    included = re.findall(r"^\s*#\s*include\s*[<\"]([^>\"]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert not [name for name in included if re.match(r"(torch|ATen|c10|caffe2)\b", name)]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+def test_the_build_does_not_ask_for_torch():
+    import tomllib
+
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    assert not [name for name in requires if name.startswith("torch")]
+
+
+def test_references_import_torch_only():
+    for path in (ROOT / "genfast" / "reference").glob("*.py"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            allowed = top == "torch" or top in sys.stdlib_module_names or name.startswith("genfast.reference")
+            assert allowed, (path, name)
+
+
+def test_dependencies_run_one_way():
+    """Commands use models, models use ops, ops use kernels; never the other way, and no model package another."""
+    may_not = {
+        "reference": ("ops", "flows", "boltzmann", "cli", "data", "_register", "_native"),
+        "ops": ("flows", "boltzmann", "cli", "data"),
+        "flows": ("boltzmann", "cli", "data", "_register", "_native"),
+        "boltzmann": ("flows", "cli", "data", "_register", "_native"),
+    }
+    for package, forbidden in may_not.items():
+        for path in (ROOT / "genfast" / package).glob("*.py"):
+            for name in imports(path):
+                assert not name.startswith(tuple(f"genfast.{other}" for other in forbidden)), (path, name)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_user_input_is_not_checked_by_assert(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
