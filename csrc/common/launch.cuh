@@ -37,8 +37,12 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, 
 
 namespace launch_detail {
 
-#define GF_STRINGIFY_(...) #__VA_ARGS__
-#define GF_STRINGIFY(...) GF_STRINGIFY_(__VA_ARGS__)
+// The architectures this file was compiled for, as "sm_80, sm_90".
+inline std::string built_for() {
+  std::string text;
+  for (const int arch : {__CUDA_ARCH_LIST__}) text += (text.empty() ? "sm_" : ", sm_") + std::to_string(arch / 10);
+  return text;
+}
 
 inline std::string shape_text(dim3 s) {
   return "(" + std::to_string(s.x) + ", " + std::to_string(s.y) + ", " + std::to_string(s.z) + ")";
@@ -57,8 +61,8 @@ inline std::string shape_text(dim3 s) {
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     const std::string arch = std::to_string(major) + std::to_string(minor);
-    text += ". The device is sm_" + arch + "; this build of genfast holds code for " GF_STRINGIFY(__CUDA_ARCH_LIST__) +
-            " (sm_XY times ten). Rebuild with `pip install . -C cmake.define.GENFAST_CUDA_ARCHS=" + arch + "-real`";
+    text += ". The device is sm_" + arch + "; this build of genfast has code for " + built_for() +
+            ". Rebuild it with `pip install . -C cmake.define.GENFAST_CUDA_ARCHS=" + arch + "`";
   } else if (error == cudaErrorInsufficientDriver) {
     text += ". Update the NVIDIA driver or build genfast with an older CUDA toolkit";
   }
