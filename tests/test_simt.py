@@ -111,3 +111,17 @@ def test_launch_error_names_kernel_and_shape(cuda_driver):
 def test_on_the_gpu(cuda_driver, case):
     """The same kernels give the same answers on a real device."""
     assert run(cuda_driver, case).stdout == f"{case}: ok\n"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_missing_architecture_is_named(tmp_path):
+    major, minor = torch.cuda.get_device_capability()
+    other = "80" if major != 8 else "90"
+    out = tmp_path / "test_simt"
+    code = f"-gencode=arch=compute_{other},code=sm_{other}"
+    compile_with("nvcc", *FLAGS, code, "-DGF_BACKEND=cuda", SOURCE, "-o", out)
+    text = run(out, "indices").stdout
+    assert "CUDA kernel index on device 0" in text
+    assert f"The device is sm_{major}{minor}; this build of genfast has code for sm_{other}." in text
+    assert f"GENFAST_CUDA_ARCHS={major}{minor}" in text
