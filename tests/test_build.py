@@ -1,0 +1,102 @@
+"""What the build promises: one visible symbol, no CUDA library at run time, torch's own OpenMP, portable objects."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genfast import _native
+
+ROOT = Path(__file__).parents[1]
+CSRC = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cuh", ".cpp", ".cu"})
+KERNELS = [p for p in CSRC if p.suffix == ".cu"]
+EXTENSION = Path(_native.load().__file__)
+
+
+def lines_with(pattern, files):
+    """The lines that match, comments aside."""
+    found = []
+    for path in files:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(pattern, line.split("//")[0]):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    return found
+
+
+def output_of(*command):
+    return subprocess.run([*command], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_kernels_are_launched_by_launch_only():
+    launch = ROOT / "csrc" / "common" / "launch.cuh"
+    assert lines_with(r"<<<|cudaLaunchKernel", [p for p in CSRC if p != launch]) == []
+    assert lines_with(r"cudaLaunchKernel", [launch])
+
+
+def test_kernels_neither_allocate_nor_synchronise():
+    """A call can be captured in a CUDA graph, and never waits for the device."""
+    forbidden = r"cuda(Malloc|Free|Memcpy|Memset|DeviceSynchronize|StreamSynchronize|EventSynchronize)\w*\s*\("
+    assert lines_with(forbidden, CSRC) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.parametrize("source", KERNELS, ids=lambda p: p.stem)
+def test_kernels_compile_for_the_host(source):
+    flags = ["-std=gnu++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes", "-Werror"]
+    command = ["g++", *flags, "-DGF_SIMT", "-DGF_BACKEND=simt", f"-I{ROOT / 'csrc'}", "-x", "c++", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_only_the_entry_point_is_visible():
+    strong, weak = [], []
+    for line in output_of("nm", "-D", "--defined-only", EXTENSION).splitlines():
+        _, kind, name = line.split()
+        (weak if kind in "WVuwv" else strong).append(name)
+    assert strong == ["PyInit__C"]
+    # The C++ library's templates stay visible by its own choice; nothing of ours or of a static library may.
+    assert [name for name in weak if re.search(r"2gf|genfast|pybind11|cuda", name)] == []
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
+def test_needs_no_cuda_and_no_torch_library():
+    needed = re.findall(r"NEEDED.*\[(.*)\]", output_of("readelf", "-d", EXTENSION))
+    assert any(name.startswith("libc.") for name in needed)
+    assert [name for name in needed if re.search(r"cuda|torch|c10|python", name)] == []
+    assert "RPATH" not in output_of("readelf", "-d", EXTENSION)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_one_openmp_runtime():
+    """The one that torch has loaded, so that torch.set_num_threads holds and threads are not doubled."""
+    if not _native.load().build_info()["openmp"]:
+        pytest.skip("built without OpenMP")
+    code = (
+        "from genfast import _native; import torch\n"
+        "torch.ones(1 << 20).exp(); _native.load()\n"
+        "print(*{l.split()[-1] for l in open('/proc/self/maps') if 'libgomp' in l or 'libomp' in l}, sep='\\n')\n"
+    )
+    runtimes = output_of(sys.executable, "-c", code).splitlines()
+    assert len(runtimes) == 1, runtimes
+    torch_first = "import torch; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'gomp' in l}, sep='\\n')"
+    assert runtimes == output_of(sys.executable, "-c", torch_first).splitlines()
+
+
+OBJECTS = sorted((ROOT / "build").glob("*/CMakeFiles/genfast_avx*.dir/**/*.o")) if shutil.which("nm") else []
+
+
+@pytest.mark.skipif(not OBJECTS, reason="no object files of a build in build/")
+def test_instruction_sets_share_no_function():
+    """A function that the linker may merge with its twin of another instruction set crashes older processors."""
+    shared = []
+    for path in OBJECTS:
+        isa = re.search(r"genfast_(avx\w+)\.dir", str(path))[1]
+        for line in output_of("nm", "--defined-only", path).splitlines():
+            kind, name = line.split()[-2:]
+            if kind == "W" and isa not in name:
+                shared.append(f"{path.name} ({isa}): {name}")
+    assert shared == []
