@@ -33,7 +33,7 @@ help: ## show this list
 		printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(STAMPS)/package ## train an RBM on handwritten digits, show what it learned and how fast
-	@$(BIN)/python scripts/demo.py --out runs/demo
+	@$(BIN)/genfast demo --out runs/demo
 
 test: $(STAMPS)/tools ## run every test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

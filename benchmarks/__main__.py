@@ -25,7 +25,7 @@ def available() -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """The arguments, shown by --help."""
     p = argparse.ArgumentParser(
-        prog="python -m benchmarks",
+        prog="genfast bench",
         description="Compares genfast with eager PyTorch, torch.compile and other libraries on this machine. "
         "Exits with 1 where outputs disagree.",
     )

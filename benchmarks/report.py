@@ -54,13 +54,12 @@ def _goal(row: Row) -> str:
 def _saved(row: Row, ours: Row) -> str:
     if row.saved is None:
         return ""
-    text = size(row.saved)
-    if row is not ours and ours.saved:
-        text += f" ({times(row.saved / ours.saved)}"
-        if row.saved_target is not None:
-            text += f", goal {times(row.saved_target)} {'reached' if _saved_reached(row, ours) else 'MISSED'}"
-        text += ")"
-    return text
+    if row is ours or ours.saved is None:
+        return size(row.saved)
+    notes = [times(row.saved / ours.saved) if ours.saved else f"genfast {size(0)}"]
+    if row.saved_target is not None:
+        notes.append(f"goal {times(row.saved_target)} {'reached' if _saved_reached(row, ours) else 'MISSED'}")
+    return f"{size(row.saved)} ({', '.join(notes)})"
 
 
 def _saved_reached(row: Row, ours: Row) -> bool:

@@ -122,3 +122,10 @@ def test_a_benchmark_runs_from_data_to_table(tmp_path, capsys):
     assert machine["quick"]
     assert [row.name for row in results[0].rows] == ["genfast", "eager"]
     assert results[0].rows[1].seconds.median > 0
+
+
+def test_nothing_saved_is_less_than_any_part():
+    nothing = Row("genfast", 0.1, around(0.1), saved=0)
+    something = Row("eager", 0.1, around(0.1), around(1.0), saved=2048, saved_target=10.0)
+    text = report.format_case(Result("op", "label", [nothing, something]))
+    assert "2 KiB (genfast 0 B, goal 10x reached)" in text
