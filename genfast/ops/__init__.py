@@ -2,7 +2,7 @@
 
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
-from genfast.ops.rbm import rbm_gibbs
+from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 
 __all__ = [
     "additive_coupling",
@@ -10,5 +10,6 @@ __all__ = [
     "planar_constrain_u",
     "planar_flow",
     "planar_flow_inverse",
+    "rbm_free_energy",
     "rbm_gibbs",
 ]

@@ -1,11 +1,13 @@
 """Restricted Boltzmann machines: many Gibbs sweeps in one call, and the free energy."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define
+from genfast._register import define, reference_vjp
 from genfast.ops import _checks as check
 from genfast.reference import rbm as reference
 
@@ -228,3 +230,139 @@ def rbm_gibbs(
     else:
         out_v, out_h = _gibbs_op(*parameters, betas, mask, key, n_steps, first_chain, first_step)
     return out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1])
+
+
+# --- free energy ------------------------------------------------------------------------------------------------------
+
+
+def _product(left: Tensor, right: Tensor, *, scale: Tensor | None = None, init: Tensor | None = None) -> Tensor:
+    """init + left @ right, or -(left * scale)^T @ right where a scale is given; few non-zeros in left are few sums."""
+    transposed = scale is not None
+    if left.dtype == torch.float32 and not left.is_cuda:
+        out = right.new_empty(left.shape[1 if transposed else 0], right.shape[1])
+        if _native.rbm_sparse_product(
+            left=left, scale=scale, right=right, init=init, out=out, transposed=transposed, stream=_native.stream(left)
+        ):
+            return out
+    if scale is not None:
+        return (left * -scale[:, None]).t() @ right
+    return left @ right if init is None else torch.addmm(init, left, right)
+
+
+def _energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
+    fields, energy = _product(v, W, init=hbias), v.new_empty(v.shape[0])
+    _native.rbm_free_energy(v=v, vbias=vbias, fields=fields, energy=energy, stream=_native.stream(v))
+    return energy, fields
+
+
+def _energy_fake(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
+    del vbias, hbias
+    return v.new_empty(v.shape[0]), v.new_empty(v.shape[0], W.shape[1])
+
+
+def _energy_backward(
+    v: Tensor, W: Tensor, vbias: Tensor, p: Tensor, grad: Tensor, of_v: bool, of_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = list(_energy_backward_fake(v, W, vbias, p, grad, of_v, of_parameters))
+    if of_v:
+        grads[0] = torch.addmm(vbias, p, W.t()).mul_(-grad[:, None])
+    if of_parameters:
+        grads[1:] = [_product(v, p, scale=grad), -(grad @ v), -(grad @ p)]
+    return grads[0], grads[1], grads[2], grads[3]
+
+
+def _energy_backward_fake(
+    v: Tensor, W: Tensor, vbias: Tensor, p: Tensor, grad: Tensor, of_v: bool, of_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    del vbias, p, grad
+    nv, nh = W.shape if of_parameters else (0, 0)
+    return v.new_empty(v.shape if of_v else (0, 0)), W.new_empty(nv, nh), W.new_empty(nv), W.new_empty(nh)
+
+
+_energy_op = define(
+    "rbm_free_energy_forward",
+    "(Tensor v, Tensor W, Tensor vbias, Tensor hbias) -> (Tensor, Tensor)",
+    _energy,
+    _energy_fake,
+    rows=("v",),
+    row_outputs=(True, True),
+)
+_energy_backward_op = define(
+    "rbm_free_energy_backward",
+    "(Tensor v, Tensor W, Tensor vbias, Tensor p, Tensor grad, bool of_v, bool of_parameters)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _energy_backward,
+    _energy_backward_fake,
+)
+
+
+class _FreeEnergy(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = _energy_op(v, W, vbias, hbias)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        v, W, vbias, hbias, p = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return reference_vjp(reference.rbm_free_energy, (v, W, vbias, hbias), grads[:1])
+        of_v, of_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
+        found = _energy_backward_op(v, W, vbias, p, grads[0], of_v, of_parameters)
+        return tuple(g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True))
+
+
+def rbm_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
+    r"""The free energy of visible states, :math:`F(v) = -a \cdot v - \sum_j \mathrm{softplus}(b_j + (vW)_j)`.
+
+    The marginal distribution of v is proportional to :math:`e^{-F(v)}`, so the log-likelihood's gradient is that of the
+    difference of two means of F, over the model's samples and over the data:
+    `loss = rbm_free_energy(data, ...).mean() - rbm_free_energy(samples, ...).mean()` is contrastive divergence. The
+    gradient :math:`\partial F / \partial W = -v^T \sigma(b + vW)` comes out of one fused pass; on the CPU the products
+    add the rows of active units only, where few units are active.
+
+    Args:
+        v: visible states `[..., n_visible]`, of any real values. Integers and bools are taken as numbers.
+        W: weights `[n_visible, n_hidden]`; float32 or float64, or float16/bfloat16 (computed in float32).
+        vbias: a, `[n_visible]`.
+        hbias: b, `[n_hidden]`.
+
+    Returns:
+        F: `[...]`; float32 for half types. Differentiable, twice too, in all arguments.
+
+    Raises:
+        TypeError: an argument is not a tensor of a floating dtype, or dtypes differ.
+        ValueError: a shape does not fit, or tensors lie on different devices.
+
+    Source:
+        Hinton, "A practical guide to training restricted Boltzmann machines", 2012, eq. 25.
+
+    Example:
+        >>> W, a, b = (x.requires_grad_() for x in (torch.randn(784, 500) * 0.01, torch.zeros(784), torch.zeros(500)))
+        >>> data = torch.bernoulli(torch.full((128, 784), 0.2))
+        >>> samples, _ = genfast.ops.rbm_gibbs(data, W, a, b)
+        >>> both = genfast.ops.rbm_free_energy(torch.stack([data, samples]), W, a, b)  # one call is faster than two
+        >>> (both[0] - both[1]).mean().backward()  # CD-1
+    """
+    rows, batch = _machine(v, W, vbias, hbias)
+    if not v.is_floating_point():
+        rows = rows.to(W.dtype)
+    elif v.dtype != W.dtype:
+        check.same_dtype_and_device(W, W=W, v=v)
+    arguments = (rows, W, vbias, hbias)
+    if any(x.dtype in (torch.float16, torch.bfloat16) for x in arguments):
+        arguments = (rows.float(), W.float(), vbias.float(), hbias.float())
+    if use_reference(v):
+        energy = reference.rbm_free_energy(*arguments)
+    elif torch.is_grad_enabled():
+        energy, _ = _FreeEnergy.apply(*arguments)
+    else:
+        energy, _ = _energy_op(*arguments)
+    return energy.reshape(batch)

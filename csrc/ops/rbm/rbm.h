@@ -80,6 +80,31 @@ struct RbmWorkspace {
   }
 };
 
+// F = -a.v - sum_j softplus(x_j) of rows v, with the hidden fields x = b + v W.
+struct RbmFreeEnergy {
+  RbmSizes size;
+  DType dtype;        // f32 or f64, of everything here
+  const void* v;      // [n, nv]
+  const void* vbias;  // a [nv]
+  void* fields;       // [n, nh]: x; becomes sigmoid(x) = P(h = 1 | v)
+  void* energy;       // [n]
+  Stream stream;
+};
+
+// out = init + S M for a matrix S that is mostly zeros, of float32.
+struct RbmSparseProduct {
+  int64_t rows, inner, columns;
+  const float* left;  // [rows, inner]: S; or [inner, rows], where `transposed`
+  bool transposed;
+  const float* scale;  // [inner]: column k of S is multiplied by -scale[k]; null: not
+  const float* right;  // [inner, columns]: M
+  const float* init;   // [columns]; null: 0
+  float* out;          // [rows, columns]
+  Stream stream;
+};
+
 }  // namespace gf
 
-GF_DECLARE_BACKENDS(void rbm_gibbs(const RbmGibbs&))
+// rbm_sparse_product returns false, and writes nothing, where a dense product is the better choice.
+GF_DECLARE_BACKENDS(void rbm_gibbs(const RbmGibbs&); void rbm_free_energy(const RbmFreeEnergy&);
+                    bool rbm_sparse_product(const RbmSparseProduct&))
