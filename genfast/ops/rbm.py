@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define, reference_vjp
+from genfast._register import define, reference_vjp, wants_double_backward
 from genfast.ops import _checks as check
 from genfast.reference import rbm as reference
 
@@ -312,7 +312,7 @@ class _FreeEnergy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         v, W, vbias, hbias, p = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if wants_double_backward(v, W, vbias, hbias, grads[0]):
             return reference_vjp(reference.rbm_free_energy, (v, W, vbias, hbias), grads[:1])
         of_v, of_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
         found = _energy_backward_op(v, W, vbias, p, grads[0], of_v, of_parameters)
