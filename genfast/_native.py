@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import pathlib
 import platform
 import sys
 from typing import Any
@@ -60,8 +61,8 @@ def stream(x: torch.Tensor) -> int:
 
 def _libgomp() -> str:
     try:
-        with open("/proc/self/maps") as maps:
-            paths = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
+        lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+        paths = {line.split()[-1] for line in lines if "libgomp" in line or "libomp" in line}
     except OSError:
         return "unknown"
     return ", ".join(sorted(paths)) or "none"
