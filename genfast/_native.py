@@ -3,7 +3,6 @@
 import functools
 import importlib
 import os
-import pathlib
 import platform
 import sys
 from typing import Any
@@ -61,8 +60,8 @@ def stream(x: torch.Tensor) -> int:
 
 def _libgomp() -> str:
     try:
-        lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
-        paths = {line.split()[-1] for line in lines if "libgomp" in line or "libomp" in line}
+        with open("/proc/self/maps") as maps:
+            paths = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
     except OSError:
         return "unknown"
     return ", ".join(sorted(paths)) or "none"

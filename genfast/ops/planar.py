@@ -77,8 +77,7 @@ _forward_op = define(
 )
 _backward_op = define(
     "planar_backward",
-    "(Tensor z, Tensor? out, Tensor? a, Tensor w, Tensor u, Tensor b, Tensor grad_out, Tensor grad_log_det,"
-    " bool inverse)"
+    "(Tensor z, Tensor? out, Tensor? a, Tensor w, Tensor u, Tensor b, Tensor grad_out, Tensor grad_log_det, bool inverse)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
@@ -92,16 +91,12 @@ _backward_op = define(
 _RECOMPUTE_WIDTH = 8
 
 
-def _keeps(z: Tensor, inverse: bool) -> bool:
-    return inverse or z.shape[1] > _RECOMPUTE_WIDTH
-
-
 class _Planar(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-        out: tuple[Tensor, Tensor, Tensor] = _forward_op(z, w, u, b, inverse, _keeps(z, inverse))
+        out: tuple[Tensor, Tensor, Tensor] = _forward_op(z, w, u, b, inverse, inverse or z.shape[1] > _RECOMPUTE_WIDTH)
         return out
 
     @staticmethod
@@ -109,7 +104,7 @@ class _Planar(torch.autograd.Function):
         z, w, u, b, ctx.inverse = inputs
         out, _, a = output
         ctx.mark_non_differentiable(a)
-        ctx.kept = _keeps(z, ctx.inverse)
+        ctx.kept = ctx.inverse or z.shape[1] > _RECOMPUTE_WIDTH
         ctx.save_for_backward(z, w, u, b, *((out, a) if ctx.kept else ()))
 
     @staticmethod
@@ -144,8 +139,8 @@ def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Ten
 
     Layer k is :math:`z_k = z_{k-1} + u_k \tanh(a_k)` with :math:`a_k = w_k \cdot z_{k-1} + b_k`, and
     :math:`\log|\det| = \sum_k \log|1 + (1 - \tanh^2 a_k)\, w_k \cdot u_k|`. All layers run in one kernel. The
-    backward rebuilds every z from one number a layer and row; up to D = 8 it computes that one anew too, and nothing
-    but the input is kept.
+    backward rebuilds every z from one number a layer and row; up to D = 8 it computes that one anew too, and nothing but
+    the input is kept.
 
     A layer is invertible where :math:`w_k \cdot u_k \ge -1`; `planar_constrain_u` brings any u there.
 

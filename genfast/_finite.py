@@ -1,0 +1,44 @@
+"""The check that training has not left the finite numbers."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a parameter became NaN or infinite; the message names the step and the parameter."""
+
+
+def describe_nonfinite(module: nn.Module) -> str:
+    """Name every parameter of `module` with NaN or infinite entries; "" where there is none."""
+    faults = []
+    for name, parameter in module.named_parameters():
+        n_bad = int((~torch.isfinite(parameter.detach())).sum())
+        if n_bad:
+            faults.append(f"parameter {name} has {n_bad} non-finite values of {parameter.numel()}")
+    return "; ".join(faults)
+
+
+def check_finite(module: nn.Module, *, step: int | None = None, loss: float | None = None) -> None:
+    """Raise where the loss or a parameter of `module` is NaN or infinite.
+
+    Args:
+        module: its parameters are checked.
+        step: the training step that the message names.
+        loss: the value of the loss, where there is one to check.
+
+    Raises:
+        NonFiniteError: names the step, the loss and each faulty parameter.
+
+    Example:
+        >>> check_finite(torch.nn.Linear(2, 1), step=10, loss=0.5)
+    """
+    bad_loss = loss is not None and not math.isfinite(loss)
+    fault = describe_nonfinite(module)
+    if not bad_loss and not fault:
+        return
+    where = "" if step is None else f"step {step}: "
+    parts = [f"the loss is {loss}"] if bad_loss else []
+    parts.append(fault or "all parameters are finite")
+    raise NonFiniteError(where + "; ".join(parts) + " (a lower learning rate usually helps)")

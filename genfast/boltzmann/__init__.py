@@ -1,0 +1,5 @@
+"""Boltzmann machines."""
+
+from genfast.boltzmann.rbm import RBM
+
+__all__ = ["RBM"]

@@ -1,0 +1,46 @@
+"""The loss of contrastive divergence with its gradient computed at once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from genfast import ops
+from genfast._backend import use_reference
+
+
+class _Contrast(torch.autograd.Function):
+    """weights . F(v), whose gradient is ready before backward asks: one graph node where autograd would need ten."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
+        energy, p = torch.ops.genfast.rbm_free_energy_forward.default(v, W, vbias, hbias)
+        _, *grads = torch.ops.genfast.rbm_free_energy_backward.default(v, W, vbias, p, weights, False, True)
+        ctx.save_for_backward(*grads)
+        loss: Tensor = energy @ weights
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(grad * g for g in ctx.saved_tensors))
+
+
+def contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
+    """The sum of weights times F(v) for v `[N, n_visible]` and weights `[N]`, differentiable in W, vbias and hbias.
+
+    Where the kernels serve and no gradient of v is wanted, the gradient comes with the value, and there is no second
+    derivative.
+    """
+    plain = (
+        use_reference(v)
+        or torch.compiler.is_compiling()
+        or v.requires_grad
+        or not (v.dtype == W.dtype == vbias.dtype == hbias.dtype and v.dtype in (torch.float32, torch.float64))
+        or not torch.is_grad_enabled()
+    )
+    if plain:
+        return (ops.rbm_free_energy(v, W, vbias, hbias) * weights).sum()
+    loss: Tensor = _Contrast.apply(v, weights, W, vbias, hbias)
+    return loss

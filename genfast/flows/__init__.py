@@ -1,0 +1,22 @@
+"""Normalizing flows: x = f_K(... f_1(z)) of simple noise z, with the density of x."""
+
+from genfast.flows.base import StandardNormal
+from genfast.flows.coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
+from genfast.flows.flow import Flow
+from genfast.flows.nets import MLP
+from genfast.flows.permutation import Permutation, alternating_mask, half_mask
+from genfast.flows.planar import Planar
+
+__all__ = [
+    "MLP",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "Coupling",
+    "Flow",
+    "Permutation",
+    "Planar",
+    "SplineCoupling",
+    "StandardNormal",
+    "alternating_mask",
+    "half_mask",
+]
