@@ -19,6 +19,7 @@ namespace gf {
 void bind_coupling(py::module_& m);
 void bind_planar(py::module_& m);
 void bind_rbm(py::module_& m);
+void bind_rq_spline(py::module_& m);
 
 namespace {
 
@@ -125,4 +126,5 @@ PYBIND11_MODULE(_C, m) {
   gf::bind_coupling(m);
   gf::bind_planar(m);
   gf::bind_rbm(m);
+  gf::bind_rq_spline(m);
 }

@@ -3,6 +3,7 @@
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
+from genfast.ops.rq_spline import rational_quadratic_spline
 
 __all__ = [
     "additive_coupling",
@@ -10,6 +11,7 @@ __all__ = [
     "planar_constrain_u",
     "planar_flow",
     "planar_flow_inverse",
+    "rational_quadratic_spline",
     "rbm_free_energy",
     "rbm_gibbs",
 ]

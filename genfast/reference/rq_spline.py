@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 # Slopes at the knots are kept in this range, so that no product that occurs overflows float32.
 MIN_SLOPE, MAX_SLOPE = 2.0**-30, 2.0**30
@@ -11,7 +11,8 @@ MIN_SLOPE, MAX_SLOPE = 2.0**-30, 2.0**30
 def _bins(logits: Tensor, bound: float, min_size: float) -> tuple[Tensor, Tensor]:
     """Left knots and sizes of the bins, both [..., K]."""
     n = logits.shape[-1]
-    least = max(min_size, 2.0**-30)  # also where no minimum is asked for, a bin is not empty
+    # also where no minimum is asked for, a bin is not empty
+    least = max(min_size, 2.0**-50 if logits.dtype == torch.float64 else 2.0**-30)
     sizes = 2 * bound * (least + (1 - min_size * n) * logits.softmax(-1))
     knots = F.pad(sizes.cumsum(-1)[..., :-1], (1, 0)) - bound
     return knots, sizes
@@ -77,4 +78,4 @@ def rational_quadratic_spline(
     else:
         y = bottom + height * (theta * theta + a * t) / den
     flat = torch.where(x.isnan(), x, torch.zeros_like(x))
-    return torch.where(inside, y, x).to(out_dtype), torch.where(inside, log_det, flat).to(out_dtype)
+    return torch.where(inside, y, x).to(out_dtype), torch.where(inside, log_det, flat)
