@@ -40,7 +40,9 @@ struct RbmGibbs {
 // strips of 16 output units.
 constexpr int64_t kRbmPanel = 64, kRbmWord = 32, kRbmStrip = 16;
 
-// Where things lie in RbmGibbs::workspace, in units of int32; every part starts at a multiple of 64 bytes.
+// Where things lie in RbmGibbs::workspace, in units of int32; every part starts at a multiple of 64 bytes. Shapes are
+// those of the CPU; on CUDA weights are tensor-core fragments (rbm_gibbs_cuda.cu), states stay in shared memory, and
+// bounds are sums of rows [64 panels_v] and columns [64 panels_h].
 struct RbmWorkspace {
   int64_t panels_v, panels_h, chains;  // the layers in panels, and n rounded up
   int64_t weights_h;                   // [4 panels_h, 64 panels_v, 16]: the fields of hidden units
@@ -68,7 +70,7 @@ struct RbmWorkspace {
     clamp = take(chains * 2 * panels_v);
     beta = take(chains);
     bad = take(chains);
-    bounds = take(panels_h * (units_v + 1));
+    bounds = take(panels_h * (units_v + 1) + units_h);
     scalars = take(16);
   }
 

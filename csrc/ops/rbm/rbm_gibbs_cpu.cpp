@@ -4,37 +4,12 @@
 #include "common/parallel.h"
 #include "ops/rbm/rbm.h"
 #include "ops/rbm/rbm_quantise.h"
+#include "ops/rbm/rbm_states.h"
 #include "ops/rbm/rbm_sweep.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
 namespace {
-
-// How a dtype writes 0, 1 and NaN. `sign` is the bit that tells -0 from 0.
-template <class E>
-struct StateCode {
-  E one, nan, sign;
-};
-
-template <class F>
-void dispatch_state(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f32:
-      return f(StateCode<uint32_t>{0x3f800000u, 0x7fc00000u, 0x80000000u});
-    case DType::f64:
-      return f(StateCode<uint64_t>{0x3ff0000000000000u, 0x7ff8000000000000u, 0x8000000000000000u});
-    case DType::f16:
-      return f(StateCode<uint16_t>{0x3c00u, 0x7e00u, 0x8000u});
-    case DType::bf16:
-      return f(StateCode<uint16_t>{0x3f80u, 0x7fc0u, 0x8000u});
-    case DType::i64:
-      return f(StateCode<uint64_t>{1, 0, 0});
-    case DType::i32:
-      return f(StateCode<uint32_t>{1, 0, 0});
-    default:
-      return f(StateCode<uint8_t>{1, 0, 0});
-  }
-}
 
 // Bits of `count` <= 32 states; `bad` collects what is neither 0 nor 1.
 template <class E>
@@ -156,6 +131,8 @@ void run_sweep(const RbmHalfSweep& h, int64_t groups) {
 }  // namespace
 
 void rbm_gibbs(const RbmGibbs& f) {
+  *f.status = 0;
+  if (f.size.n == 0) return;
   const RbmWorkspace at(f.size);
   constexpr int64_t kBlock = 64;
   const int e = f.weight == DType::f64 ? rbm_quantise<double>(f, at) : rbm_quantise<float>(f, at);
@@ -200,7 +177,7 @@ void rbm_gibbs(const RbmGibbs& f) {
   down.clamp_stride = f.clamp_per_chain ? down.out_words * kLanes : 0;
   down.stream = kStreamRbmVisible;
   const int64_t groups = (f.size.n + kLanes - 1) / kLanes;
-  for (int64_t s = 0; s < f.n_steps && groups > 0 && !lost; ++s) {
+  for (int64_t s = 0; s < f.n_steps && !lost; ++s) {
     up.step = down.step = f.first_step + static_cast<uint32_t>(s);
     run_sweep(up, groups);
     run_sweep(down, groups);
