@@ -2,7 +2,7 @@
 // where simt/ stands in for the CUDA built-ins. Everything is plain CUDA C++ except:
 //   GF_SHARED(float, tile, [32][33]);      for   __shared__ float tile[32][33];     (a scalar: GF_SHARED(float, x, );)
 //   float* buffer = dynamic_shared<float>();  for   extern __shared__ float buffer[];
-//   GF_UNROLL                              for   #pragma unroll
+//   GF_UNROLL, GF_ROLLED                   for   #pragma unroll, #pragma unroll 1
 // The emulation fills both kinds of shared memory with 0xff bytes (NaN, -1) before each block.
 #pragma once
 
@@ -12,12 +12,14 @@
 #if defined(GF_SIMT)
 #include "simt/cuda_builtins.h"
 #define GF_UNROLL
+#define GF_ROLLED
 #define GF_SHARED(type, name, dims)     \
   typedef type name##_shared_type dims; \
   name##_shared_type& name = ::gf::emu::static_shared<name##_shared_type>([] {})
 #elif defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define GF_UNROLL _Pragma("unroll")
+#define GF_ROLLED _Pragma("unroll 1")
 #define GF_SHARED(type, name, dims) __shared__ type name dims
 #else
 #error "device.cuh is for .cu files: compile with nvcc, or for the host with -x c++ -DGF_SIMT"

@@ -35,7 +35,7 @@ def packed_reference(x, params, layout, **options):
 
 
 # (N, D); the first is differentiated numerically
-CASES = [(4, 3), (7, 2), (700, 1), (67, 17), (33, 64), (3, 1100)]
+CASES = [(4, 3), (7, 2), (700, 1), (67, 17), (33, 64), (3, 1100), (2, 4100)]
 
 FAR = [0.0, -0.0, 1e-30, 39.9, -41.0, 88.0, -104.0, 1e4, -1e4, 3e38, -3e38]
 

@@ -1,0 +1,539 @@
+// Planar flow on CUDA. A group of lanes keeps a row in registers through all layers: one thread for narrow rows, up to
+// a warp for D = 1024 in float32. Wider rows lie in shared memory, a block to a row. The weights of a tile of layers
+// are staged in shared memory in the compute type, with w.u of each.
+//
+// Gradients of the parameters: each block sums one chunk of rows (chunks.h) into its part of the workspace, and a
+// second kernel adds the parts in order. So a result depends on neither scheduling nor launch shape.
+#include "common/chunks.h"
+#include "common/launch.cuh"
+#include "common/reduce.cuh"
+#include "ops/planar/planar.h"
+#include "ops/planar/planar_math.h"
+
+namespace gf {
+inline namespace GF_BACKEND {
+namespace {
+
+constexpr int kBlock = 128, kWarps = kBlock / kWarpSize;
+constexpr std::size_t kTileBytes = 40 * 1024;  // shared memory for the weights of a tile
+constexpr std::size_t kMaxShared = 200 * 1024;
+
+// Half types are converted where rows and weights are read and written; everything else is float or double.
+template <class T>
+__device__ __forceinline__ T load_number(const void* p, DType dtype, int64_t i) {
+  if constexpr (sizeof(T) == 8) {
+    return static_cast<const double*>(p)[i];
+  } else {
+    if (dtype == DType::f16) return to_real(static_cast<const Half*>(p)[i]);
+    if (dtype == DType::bf16) return to_real(static_cast<const BFloat16*>(p)[i]);
+    return static_cast<const float*>(p)[i];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_number(void* p, DType dtype, int64_t i, T x) {
+  if constexpr (sizeof(T) == 8) {
+    static_cast<double*>(p)[i] = x;
+  } else if (dtype == DType::f16) {
+    static_cast<Half*>(p)[i] = from_real<Half>(x);
+  } else if (dtype == DType::bf16) {
+    static_cast<BFloat16*>(p)[i] = from_real<BFloat16>(x);
+  } else {
+    static_cast<float*>(p)[i] = x;
+  }
+}
+
+template <class T>
+__device__ __forceinline__ T epsilon_of(DType dtype) {
+  return dtype == DType::f16    ? T(storage_epsilon<Half>())
+         : dtype == DType::bf16 ? T(storage_epsilon<BFloat16>())
+         : dtype == DType::f32  ? T(storage_epsilon<float>())
+                                : T(storage_epsilon<double>());
+}
+
+template <class T>
+__device__ __forceinline__ T group_sum(T value, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+// The order in which a pass takes the layers.
+struct Order {
+  int64_t first, step;
+  __device__ __forceinline__ int64_t layer(int64_t i) const { return first + i * step; }
+};
+
+// How rows lie in registers: `lanes` threads a row, each with kPer numbers in packets of kVec that are dealt out in
+// turn.
+struct Shape {
+  int lanes, log_lanes;
+  int width;  // lanes * kPer >= d; the rest are zeros
+  int tile;   // layers staged at a time
+};
+
+template <class T, int kVec>
+struct alignas(sizeof(T) * kVec) Packet {
+  T v[kVec];
+};
+
+template <class T, int kPer>
+struct Rows {
+  static constexpr int kVec = kPer * sizeof(T) < 16 ? kPer : static_cast<int>(16 / sizeof(T));
+
+  // The component that number e of a lane is.
+  static __device__ __forceinline__ int component(int e, int lane, int lanes) {
+    return (e / kVec * lanes + lane) * kVec + e % kVec;
+  }
+  static __device__ __forceinline__ void load(const void* rows, DType dtype, int64_t row, int64_t d, bool active,
+                                              int lane, int lanes, T (&out)[kPer]) {
+    GF_UNROLL
+    for (int e = 0; e < kPer; ++e) {
+      const int c = component(e, lane, lanes);
+      out[e] = active && c < d ? load_number<T>(rows, dtype, row * d + c) : T(0);
+    }
+  }
+  static __device__ __forceinline__ void store(void* rows, DType dtype, int64_t row, int64_t d, bool active, int lane,
+                                               int lanes, const T (&in)[kPer]) {
+    GF_UNROLL
+    for (int e = 0; e < kPer; ++e) {
+      const int c = component(e, lane, lanes);
+      if (active && c < d) store_number<T>(rows, dtype, row * d + c, in[e]);
+    }
+  }
+  // f(e, weight of the lane's number e), of one layer in shared memory.
+  template <class F>
+  static __device__ __forceinline__ void each(const T* weights, int lane, int lanes, F&& f) {
+    GF_UNROLL
+    for (int e = 0; e < kPer; e += kVec) {
+      const Packet<T, kVec> p = *reinterpret_cast<const Packet<T, kVec>*>(weights + component(e, lane, lanes));
+      GF_UNROLL
+      for (int i = 0; i < kVec; ++i) f(e + i, p.v[i]);
+    }
+  }
+};
+
+// The weights of a tile of layers in shared memory: w and u [tile, width], w.u and b [tile].
+template <class T>
+struct Tile {
+  T *w, *u, *wu, *b;
+
+  __device__ __forceinline__ Tile(T* memory, const Shape& s)
+      : w(memory), u(w + s.tile * s.width), wu(u + s.tile * s.width), b(wu + s.tile) {}
+
+  static std::size_t bytes(const Shape& s) { return static_cast<std::size_t>(s.tile) * (2 * s.width + 2) * sizeof(T); }
+
+  // Layers i0 ... of the order; all threads of the block take part.
+  __device__ void load(const void* w_in, const void* u_in, const void* b_in, DType dtype, const PlanarSizes& size,
+                       const Shape& s, Order order, int64_t i0, bool inverse) const {
+    __syncthreads();  // nobody still reads the tile before
+    const int layers = static_cast<int>(size.k - i0 < s.tile ? size.k - i0 : s.tile);
+    for (int j = block_thread(); j < layers * s.width; j += kBlock) {
+      const int c = j % s.width;
+      const int64_t at = order.layer(i0 + j / s.width) * size.d + c;
+      w[j] = c < size.d ? load_number<T>(w_in, dtype, at) : T(0);
+      u[j] = c < size.d ? load_number<T>(u_in, dtype, at) : T(0);
+    }
+    __syncthreads();
+    for (int j = warp_index(); j < layers; j += kWarps) {
+      T sums[2] = {T(0), T(0)};
+      for (int c = lane_index(); c < s.width; c += kWarpSize) {
+        const T product = w[j * s.width + c] * u[j * s.width + c];
+        sums[0] += product;
+        sums[1] += abs(product);
+      }
+      warp_sum(sums);
+      if (lane_index() == 0) {
+        wu[j] = inverse ? planar_invertible_wu(sums[0], sums[1], epsilon_of<T>(dtype)) : sums[0];
+        b[j] = load_number<T>(b_in, dtype, order.layer(i0 + j));
+      }
+    }
+    __syncthreads();
+  }
+};
+
+template <class T>
+struct Step {
+  T h, log_q;
+};
+
+// One layer of the forward or inverse, given w.z + b; `a` becomes the argument of tanh.
+template <class T>
+__device__ __forceinline__ Step<T> planar_step(T& a, T wu, bool inverse) {
+  if (inverse) a = planar_solve(a, wu);
+  const PlanarLayer<T> f = planar_layer(a, wu);
+  return {inverse ? -f.h : f.h, log(abs(f.q))};
+}
+
+template <class T, int kPer>
+__global__ void __launch_bounds__(kBlock, 4) planar_forward_kernel(PlanarForward f, Shape s) {
+  using R = Rows<T, kPer>;
+  const Tile<T> tile(dynamic_shared<T>(), s);
+  const Order order = f.inverse ? Order{f.size.k - 1, -1} : Order{0, 1};
+  const int64_t n = f.size.n, depth = f.size.k;
+  const int lane = block_thread() & (s.lanes - 1);
+  const int64_t rows = kBlock >> s.log_lanes;
+  const bool one_tile = depth <= s.tile;
+  if (one_tile) tile.load(f.w, f.u, f.b, f.dtype, f.size, s, order, 0, f.inverse);
+
+  for (int64_t first = blockIdx.x * rows; first < n; first += gridDim.x * rows) {
+    const int64_t row = first + (block_thread() >> s.log_lanes);
+    const bool active = row < n;
+    T z[kPer];
+    R::load(f.input, f.dtype, row, f.size.d, active, lane, s.lanes, z);
+    T sum_log = T(0);
+    for (int64_t i0 = 0; i0 < depth; i0 += s.tile) {
+      if (!one_tile) tile.load(f.w, f.u, f.b, f.dtype, f.size, s, order, i0, f.inverse);
+      const int layers = static_cast<int>(depth - i0 < s.tile ? depth - i0 : s.tile);
+      GF_ROLLED
+      for (int j = 0; j < layers; ++j) {
+        T dot = T(0);
+        R::each(tile.w + j * s.width, lane, s.lanes, [&](int e, T w) { dot = fma(w, z[e], dot); });
+        T a = group_sum(dot, s.lanes) + tile.b[j];
+        const Step<T> step = planar_step(a, tile.wu[j], f.inverse);
+        sum_log += step.log_q;
+        if (f.a != nullptr && active && lane == 0) static_cast<T*>(f.a)[order.layer(i0 + j) * n + row] = a;
+        R::each(tile.u + j * s.width, lane, s.lanes, [&](int e, T u) { z[e] = fma(u, step.h, z[e]); });
+      }
+    }
+    R::store(f.output, f.dtype, row, f.size.d, active, lane, s.lanes, z);
+    if (active && lane == 0) static_cast<T*>(f.log_det)[row] = f.inverse ? -sum_log : sum_log;
+  }
+}
+
+// Where the sums over the rows of a chunk go: grad_w [k, d], grad_u [k, d], grad_b [k], c [k].
+template <class T>
+struct Part {
+  T *w, *u, *b, *c;
+
+  __device__ __forceinline__ Part(const PlanarBackward& f, int64_t chunk) {
+    const int64_t kd = f.size.k * f.size.d;
+    w = static_cast<T*>(f.workspace) + chunk * (2 * kd + 2 * f.size.k);
+    u = w + kd;
+    b = u + kd;
+    c = b + f.size.k;
+  }
+  __device__ __forceinline__ void clear(const PlanarSizes& size) const {
+    for (int64_t i = block_thread(); i < 2 * size.k * size.d + 2 * size.k; i += block_threads()) w[i] = T(0);
+    __syncthreads();
+  }
+};
+
+// Sums each v[e] over the rows of a warp, which lie `lanes` threads apart, and hands every thread some of the sums: at
+// each step a thread keeps half of its numbers and gives the others away. f(e, sum) for those it ends up with.
+template <int kLeft, int kOffset, int kPer, class T, class F>
+__device__ __forceinline__ void sum_over_rows(T (&v)[kPer], int lanes, int base, F&& f) {
+  if constexpr (kOffset > 0) {
+    if (kOffset >= lanes) {
+      if constexpr (kLeft > 1) {
+        const bool upper = (lane_index() & kOffset) != 0;
+        GF_UNROLL
+        for (int i = 0; i < kLeft / 2; ++i) {
+          const T give = upper ? v[i] : v[i + kLeft / 2];
+          const T keep = upper ? v[i + kLeft / 2] : v[i];
+          v[i] = keep + __shfl_xor_sync(kFullWarp, give, kOffset);
+        }
+        return sum_over_rows<kLeft / 2, kOffset / 2>(v, lanes, base + (upper ? kLeft / 2 : 0), f);
+      } else {
+        v[0] += __shfl_xor_sync(kFullWarp, v[0], kOffset);
+        return sum_over_rows<1, kOffset / 2>(v, lanes, base, f);
+      }
+    }
+  }
+  GF_UNROLL
+  for (int i = 0; i < kLeft; ++i) f(base + i, v[i]);
+}
+
+template <class T, int kPer>
+__global__ void __launch_bounds__(kBlock, 3) planar_backward_kernel(PlanarBackward f, Shape s) {
+  using R = Rows<T, kPer>;
+  T* memory = dynamic_shared<T>();
+  const Tile<T> tile(memory, s);
+  const int sums = 2 * s.width + 2;     // of one layer: grad_w, grad_u, grad_b, c
+  T* partial = memory + s.tile * sums;  // [kWarps, sums]; sums numbers are also what a layer of the tile takes
+  T* mine = partial + warp_index() * sums;
+  const Part<T> part(f, blockIdx.x);
+  part.clear(f.size);
+
+  const Order order = f.inverse ? Order{0, 1} : Order{f.size.k - 1, -1};
+  const int64_t n = f.size.n, d = f.size.d, depth = f.size.k;
+  const int64_t begin = blockIdx.x * rows_per_chunk(n);
+  const int64_t end = begin + rows_per_chunk(n) < n ? begin + rows_per_chunk(n) : n;
+  const int lane = block_thread() & (s.lanes - 1);
+  const int64_t rows = kBlock >> s.log_lanes;
+  const bool one_tile = depth <= s.tile;
+  if (one_tile) tile.load(f.w, f.u, f.b, f.dtype, f.size, s, order, 0, f.inverse);
+
+  for (int64_t first = begin; first < end; first += rows) {
+    const int64_t row = first + (block_thread() >> s.log_lanes);
+    const bool active = row < end;
+    T z[kPer], g[kPer];
+    R::load(f.output, f.dtype, row, d, active, lane, s.lanes, z);
+    R::load(f.grad_output, f.dtype, row, d, active, lane, s.lanes, g);
+    const T l = active ? static_cast<const T*>(f.grad_log_det)[row] : T(0);
+    for (int64_t i0 = 0; i0 < depth; i0 += s.tile) {
+      if (!one_tile) tile.load(f.w, f.u, f.b, f.dtype, f.size, s, order, i0, f.inverse);
+      const int layers = static_cast<int>(depth - i0 < s.tile ? depth - i0 : s.tile);
+      GF_ROLLED
+      for (int j = 0; j < layers; ++j) {
+        const int64_t k = order.layer(i0 + j);
+        const T wu = tile.wu[j];
+        // Rows that do not exist get a saturated layer: there q = 1, and their zero cotangents stay zero.
+        const PlanarLayer<T> layer = planar_layer(active ? static_cast<const T*>(f.a)[k * n + row] : T(40), wu);
+        T ug = T(0);
+        R::each(tile.u + j * s.width, lane, s.lanes, [&](int e, T u) { ug = fma(u, g[e], ug); });
+        ug = group_sum(ug, s.lanes);
+        const PlanarAdjoint<T> adjoint =
+            f.inverse ? planar_adjoint<true>(layer, wu, ug, l) : planar_adjoint<false>(layer, wu, ug, l);
+
+        T to_w[kPer];
+        R::each(tile.u + j * s.width, lane, s.lanes, [&](int e, T u) {
+          // w.z of the layer is taken at its input: after the step here going down the stack, before it going up.
+          const T now = fma(u, f.inverse ? layer.h : -layer.h, z[e]);
+          to_w[e] = adjoint.t * (f.inverse ? z[e] : now);
+          z[e] = now;
+        });
+        sum_over_rows<kPer, kWarpSize / 2>(to_w, s.lanes, 0,
+                                           [&](int e, T sum) { mine[R::component(e, lane, s.lanes)] = sum; });
+        T to_u[kPer];
+        R::each(tile.w + j * s.width, lane, s.lanes, [&](int e, T w) {
+          const T grad = fma(adjoint.t, w, g[e]);
+          to_u[e] = layer.h * (f.inverse ? -grad : g[e]);
+          g[e] = grad;
+        });
+        sum_over_rows<kPer, kWarpSize / 2>(to_u, s.lanes, 0,
+                                           [&](int e, T sum) { mine[s.width + R::component(e, lane, s.lanes)] = sum; });
+        T scalars[2] = {lane == 0 ? adjoint.t : T(0), lane == 0 ? (f.inverse ? -adjoint.c : adjoint.c) : T(0)};
+        warp_sum(scalars);
+        if (lane_index() == 0) {
+          mine[2 * s.width] = scalars[0];
+          mine[2 * s.width + 1] = scalars[1];
+        }
+        __syncthreads();
+        for (int i = block_thread(); i < sums; i += kBlock) {
+          T total = partial[i];
+          for (int warp = 1; warp < kWarps; ++warp) total += partial[warp * sums + i];
+          if (i < s.width) {
+            if (i < d) part.w[k * d + i] += total;
+          } else if (i < 2 * s.width) {
+            if (i - s.width < d) part.u[k * d + i - s.width] += total;
+          } else {
+            (i == 2 * s.width ? part.b : part.c)[k] += total;
+          }
+        }
+        __syncthreads();
+      }
+    }
+    R::store(f.grad_input, f.dtype, row, d, active, lane, s.lanes, g);
+  }
+}
+
+// --- rows wider than registers
+// ----------------------------------------------------------------------------------------
+
+// A block to a row, which lies in shared memory; weights come from global memory.
+template <class T>
+__global__ void __launch_bounds__(kBlock, 4) planar_wide_forward_kernel(PlanarForward f) {
+  T* z = dynamic_shared<T>();
+  const int64_t n = f.size.n, d = f.size.d, depth = f.size.k;
+  const Order order = f.inverse ? Order{depth - 1, -1} : Order{0, 1};
+  for (int64_t row = blockIdx.x; row < n; row += gridDim.x) {
+    for (int64_t c = block_thread(); c < d; c += kBlock) z[c] = load_number<T>(f.input, f.dtype, row * d + c);
+    T sum_log = T(0);
+    for (int64_t i = 0; i < depth; ++i) {
+      const int64_t k = order.layer(i);
+      T sums[3] = {T(0), T(0), T(0)};  // w.z, w.u, sum |w u|; a thread reads and writes its own components only
+      for (int64_t c = block_thread(); c < d; c += kBlock) {
+        const T w = load_number<T>(f.w, f.dtype, k * d + c), u = load_number<T>(f.u, f.dtype, k * d + c);
+        sums[0] = fma(w, z[c], sums[0]);
+        sums[1] = fma(w, u, sums[1]);
+        sums[2] += abs(w * u);
+      }
+      block_sum(sums);
+      const T wu = f.inverse ? planar_invertible_wu(sums[1], sums[2], epsilon_of<T>(f.dtype)) : sums[1];
+      T a = sums[0] + load_number<T>(f.b, f.dtype, k);
+      const Step<T> step = planar_step(a, wu, f.inverse);
+      sum_log += step.log_q;
+      if (f.a != nullptr && block_thread() == 0) static_cast<T*>(f.a)[k * n + row] = a;
+      for (int64_t c = block_thread(); c < d; c += kBlock)
+        z[c] = fma(load_number<T>(f.u, f.dtype, k * d + c), step.h, z[c]);
+    }
+    for (int64_t c = block_thread(); c < d; c += kBlock) store_number<T>(f.output, f.dtype, row * d + c, z[c]);
+    if (block_thread() == 0) static_cast<T*>(f.log_det)[row] = f.inverse ? -sum_log : sum_log;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock, 4) planar_wide_backward_kernel(PlanarBackward f) {
+  const int64_t n = f.size.n, d = f.size.d, depth = f.size.k;
+  T* z = dynamic_shared<T>();
+  T* g = z + d;
+  const Order order = f.inverse ? Order{0, 1} : Order{depth - 1, -1};
+  const Part<T> part(f, blockIdx.x);
+  part.clear(f.size);
+  const int64_t begin = blockIdx.x * rows_per_chunk(n);
+  const int64_t end = begin + rows_per_chunk(n) < n ? begin + rows_per_chunk(n) : n;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t c = block_thread(); c < d; c += kBlock) {
+      z[c] = load_number<T>(f.output, f.dtype, row * d + c);
+      g[c] = load_number<T>(f.grad_output, f.dtype, row * d + c);
+    }
+    const T l = static_cast<const T*>(f.grad_log_det)[row];
+    for (int64_t i = 0; i < depth; ++i) {
+      const int64_t k = order.layer(i);
+      T sums[3] = {T(0), T(0), T(0)};
+      for (int64_t c = block_thread(); c < d; c += kBlock) {
+        const T w = load_number<T>(f.w, f.dtype, k * d + c), u = load_number<T>(f.u, f.dtype, k * d + c);
+        sums[0] = fma(u, g[c], sums[0]);
+        sums[1] = fma(w, u, sums[1]);
+        sums[2] += abs(w * u);
+      }
+      block_sum(sums);
+      const T wu = f.inverse ? planar_invertible_wu(sums[1], sums[2], epsilon_of<T>(f.dtype)) : sums[1];
+      const PlanarLayer<T> layer = planar_layer(static_cast<const T*>(f.a)[k * n + row], wu);
+      const PlanarAdjoint<T> adjoint =
+          f.inverse ? planar_adjoint<true>(layer, wu, sums[0], l) : planar_adjoint<false>(layer, wu, sums[0], l);
+      for (int64_t c = block_thread(); c < d; c += kBlock) {
+        const T w = load_number<T>(f.w, f.dtype, k * d + c), u = load_number<T>(f.u, f.dtype, k * d + c);
+        const T now = fma(u, f.inverse ? layer.h : -layer.h, z[c]), grad = fma(adjoint.t, w, g[c]);
+        part.w[k * d + c] += adjoint.t * (f.inverse ? z[c] : now);
+        part.u[k * d + c] += layer.h * (f.inverse ? -grad : g[c]);
+        z[c] = now;
+        g[c] = grad;
+      }
+      if (block_thread() == 0) {
+        part.b[k] += adjoint.t;
+        part.c[k] += f.inverse ? -adjoint.c : adjoint.c;
+      }
+    }
+    for (int64_t c = block_thread(); c < d; c += kBlock) store_number<T>(f.grad_input, f.dtype, row * d + c, g[c]);
+  }
+}
+
+// --- the sum over chunks
+// ----------------------------------------------------------------------------------------------
+
+// grad_w = sum part_w + u sum c, grad_u = sum part_u + w sum c, grad_b = sum part_b. A warp's lanes take neighbouring
+// entries, its block's warps every kWarps-th chunk each.
+template <class T>
+__global__ void __launch_bounds__(kBlock, 4) planar_reduce_kernel(PlanarBackward f, int64_t chunks) {
+  GF_SHARED(T, partial, [3][kWarps][kWarpSize]);
+  const int64_t kd = f.size.k * f.size.d, entries = kd + f.size.k, stride = 2 * kd + 2 * f.size.k;
+  const T* parts = static_cast<const T*>(f.workspace);
+  const int warp = warp_index(), lane = lane_index();
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kWarpSize; first < entries;
+       first += static_cast<int64_t>(gridDim.x) * kWarpSize) {
+    const int64_t i = first + lane;
+    const bool weight = i < kd;  // else the bias of layer i - kd
+    T sums[3] = {T(0), T(0), T(0)};
+    if (i < entries) {
+      const int64_t c_at = 2 * kd + f.size.k + (weight ? i / f.size.d : i - kd);
+      for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
+        const T* p = parts + chunk * stride;
+        sums[0] += weight ? p[i] : p[2 * kd + i - kd];
+        if (weight) {
+          sums[1] += p[kd + i];
+          sums[2] += p[c_at];
+        }
+      }
+    }
+    for (int q = 0; q < 3; ++q) partial[q][warp][lane] = sums[q];
+    __syncthreads();
+    if (warp == 0 && i < entries) {
+      for (int q = 0; q < 3; ++q)
+        for (int other = 1; other < kWarps; ++other) sums[q] += partial[q][other][lane];
+      if (weight) {
+        store_number<T>(f.grad_w, f.dtype, i, fma(sums[2], load_number<T>(f.u, f.dtype, i), sums[0]));
+        store_number<T>(f.grad_u, f.dtype, i, fma(sums[2], load_number<T>(f.w, f.dtype, i), sums[1]));
+      } else {
+        store_number<T>(f.grad_b, f.dtype, i - kd, sums[0]);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// --- launches
+// ---------------------------------------------------------------------------------------------------------
+
+// The most numbers of a row that a thread keeps: in the backward, which has z, g and their products, half as many.
+template <class T>
+constexpr int kMaxForward = sizeof(T) == 8 ? 16 : 32;
+template <class T>
+constexpr int kMaxBackward = kMaxForward<T> / 2;
+
+// f(integral_constant of kPer) with the smallest power of two that holds d numbers, at most kMax.
+template <int kMax, int kPer = 1, class F>
+void dispatch_per(int64_t d, F&& f) {
+  if constexpr (kPer < kMax)
+    if (d > kPer) return dispatch_per<kMax, 2 * kPer>(d, f);
+  f(std::integral_constant<int, kPer>{});
+}
+
+template <class T>
+Shape shape_of(const PlanarSizes& size, int per) {
+  Shape s{1, 0, per, 1};
+  while (s.width < size.d) {
+    s.lanes *= 2;
+    ++s.log_lanes;
+    s.width *= 2;
+  }
+  const int64_t fits = static_cast<int64_t>(kTileBytes / ((2 * s.width + 2) * sizeof(T)));
+  const int64_t wanted = size.k < 1 ? 1 : size.k;
+  s.tile = static_cast<int>(fits < 1 ? 1 : fits < wanted ? fits : wanted);
+  return s;
+}
+
+std::size_t wide_bytes(int64_t numbers, std::size_t size_of) {
+  const std::size_t bytes = static_cast<std::size_t>(numbers) * size_of;
+  if (bytes > kMaxShared) {
+    throw std::invalid_argument("planar_flow on CUDA: D is too large; " + std::to_string(kMaxShared / (2 * size_of)) +
+                                " is the most that shared memory holds forward and backward in this dtype");
+  }
+  return bytes;
+}
+
+template <class T>
+void run_forward(const PlanarForward& f) {
+  if (f.size.d > kWarpSize * kMaxForward<T>) {
+    launch("planar_forward (wide rows)", planar_wide_forward_kernel<T>, dim3(blocks_for(f.size.n, 1)), dim3(kBlock),
+           wide_bytes(f.size.d, sizeof(T)), f.stream, f);
+    return;
+  }
+  dispatch_per<kMaxForward<T>>(f.size.d, [&](auto per) {
+    constexpr int kPer = decltype(per)::value;
+    const Shape s = shape_of<T>(f.size, kPer);
+    launch("planar_forward", planar_forward_kernel<T, kPer>, dim3(blocks_for(f.size.n, kBlock / s.lanes)), dim3(kBlock),
+           Tile<T>::bytes(s), f.stream, f, s);
+  });
+}
+
+template <class T>
+void run_backward(const PlanarBackward& f) {
+  const int64_t chunks = row_chunks(f.size.n);
+  const dim3 grid(static_cast<unsigned>(chunks));
+  if (f.size.d > kWarpSize * kMaxBackward<T>) {
+    launch("planar_backward (wide rows)", planar_wide_backward_kernel<T>, grid, dim3(kBlock),
+           wide_bytes(2 * f.size.d, sizeof(T)), f.stream, f);
+  } else {
+    dispatch_per<kMaxBackward<T>>(f.size.d, [&](auto per) {
+      constexpr int kPer = decltype(per)::value;
+      const Shape s = shape_of<T>(f.size, kPer);
+      launch("planar_backward", planar_backward_kernel<T, kPer>, grid, dim3(kBlock),
+             Tile<T>::bytes(s) + kWarps * (2 * s.width + 2) * sizeof(T), f.stream, f, s);
+    });
+  }
+  const int64_t entries = f.size.k * f.size.d + f.size.k;
+  launch("planar_backward (sum of chunks)", planar_reduce_kernel<T>, dim3(blocks_for(entries, kWarpSize)), dim3(kBlock),
+         0, f.stream, f, chunks);
+}
+
+}  // namespace
+
+void planar_forward(const PlanarForward& f) { f.dtype == DType::f64 ? run_forward<double>(f) : run_forward<float>(f); }
+
+void planar_backward(const PlanarBackward& f) {
+  f.dtype == DType::f64 ? run_backward<double>(f) : run_backward<float>(f);
+}
+
+}  // namespace GF_BACKEND
+}  // namespace gf
