@@ -1,0 +1,74 @@
+"""torchrun with two processes on the CPU."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from genfast.cli import files
+from tests.cli.conftest import environment
+
+pytest.importorskip("lightning_fabric")
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+
+
+def torchrun(*arguments):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "genfast"]
+    return subprocess.run(
+        [sys.executable, *launch, *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+OPTIONS = ("train", "rbm", "--hidden", 8, "--batch-size", 16, "--log-every", 5, "--device", "cpu")
+
+
+def test_two_processes_train_one_model_and_resume(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = torchrun(*OPTIONS, "--steps", 12, "--out", whole)
+    assert result.returncode == 0, result.stderr
+    checkpoint = files.load_checkpoint(whole / files.CHECKPOINT)
+    first, second = checkpoint["ranks"]
+    assert first["chains"].shape == second["chains"].shape == (16, 64)
+    assert not torch.equal(first["chains"], second["chains"]), "each rank draws numbers of its own"
+    assert not torch.equal(first["rng"], second["rng"])
+    rows = files.read_metrics(whole / files.METRICS)
+    assert [row["step"] for row in rows] == [5, 10, 12], "one process writes"
+    assert rows[-1]["epoch"] == pytest.approx(12 / 57, abs=1e-3), "an epoch is 1797 rows in steps of 2 x 16"
+
+    for steps in (7, 12):
+        more = ("--resume",) if steps == 12 else ()
+        result = torchrun(*OPTIONS, *more, "--steps", steps, "--out", parts)
+        assert result.returncode == 0, result.stderr
+    resumed = files.load_checkpoint(parts / files.CHECKPOINT)
+    for name, value in checkpoint["model"].items():
+        assert torch.equal(resumed["model"][name], value), name
+    for a, b in zip(checkpoint["ranks"], resumed["ranks"], strict=True):
+        assert torch.equal(a["chains"], b["chains"])
+
+
+def test_the_gradient_is_the_mean_over_processes(tmp_path):
+    """A flow on a file of equal rows: two processes of 8 rows do what one process of any number does."""
+    import numpy as np
+
+    from genfast.cli import entry
+
+    np.save(tmp_path / "rows.npy", np.tile([[0.3, -0.8]], (32, 1)))
+    options = ("train", "planar", "--data", tmp_path / "rows.npy", "--layers", 3, "--batch-size", 8, "--steps", 6)
+    result = torchrun(*options, "--device", "cpu", "--out", tmp_path / "two")
+    assert result.returncode == 0, result.stderr
+    assert entry.run([str(a) for a in (*options, "--device", "cpu", "--out", tmp_path / "one")]) == 0
+    one, two = (files.load_checkpoint(tmp_path / n / files.CHECKPOINT)["model"] for n in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fault_is_told_and_ends_both(tmp_path):
+    result = torchrun("train", "gan", "--out", tmp_path / "x")
+    assert result.returncode != 0
+    assert "genfast: error: unknown model 'gan'" in result.stderr
