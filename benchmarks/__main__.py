@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from genfast import _native
+
 from . import machine, plots, report
 from .timing import Options, Result, measure
 
@@ -86,6 +88,10 @@ def checked(p: argparse.ArgumentParser, args: argparse.Namespace) -> Options:
         p.error(f"--device must be cpu, cuda or cuda:N, got {args.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         p.error("--device cuda: this torch sees no GPU")
+    try:
+        _native.load()
+    except _native.NativeError as error:
+        p.error(str(error))
     return Options(device, args.threads, args.quick, not args.no_compile, args.seed)
 
 

@@ -58,9 +58,11 @@ def nflows_cases(options: Options, nflows: ModuleType, elements: int) -> Iterato
         def theirs(x: torch.Tensor, w: torch.Tensor, h: torch.Tensor, d: torch.Tensor, inv: bool = inverse) -> Tensors:
             return nflows.unconstrained_rational_quadratic_spline(x, w, h, d, inverse=inv, tail_bound=3.0)
 
-        contenders = []
+        contenders: list[Contender] = []
+        held: list[torch.Tensor] = []
         for who, function in (("genfast", ours), ("nflows", theirs)):
             leaves = [t.clone().requires_grad_(backward) for t in inputs]
+            held += leaves
 
             def forward(function=function, leaves=leaves) -> Tensors:  # noqa: ANN001 (bound to this turn of the loop)
                 return function(*leaves)
@@ -78,6 +80,7 @@ def nflows_cases(options: Options, nflows: ModuleType, elements: int) -> Iterato
             f"{elements:,} elements, {BINS} bins, {name}",
             contenders,
             **work(elements, backward=backward),
+            inputs=held,
             tolerance=2e-3,  # nflows loses digits: its knots are differences of float32 sums
         )
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+import genfast
+from genfast import _native
+
 from .timing import Options
 
 __all__ = ["busy_fraction", "state", "warning"]
@@ -36,13 +39,11 @@ def busy_fraction(seconds: float = 0.5) -> float | None:
 
 def state(options: Options) -> dict[str, Any]:
     """Everything a reader needs to judge or repeat the numbers."""
-    import genfast
-
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "genfast": getattr(genfast, "__version__", "unknown"),
+        "genfast": genfast.__version__,
         "commit": _commit(),
-        "instruction_set": _instruction_set(),
+        "instruction_set": _native.load().build_info()["cpu_target"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -89,12 +90,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _instruction_set() -> str | None:
-    from genfast import _native
-
-    try:
-        return str(_native.load().build_info()["cpu_target"])
-    except _native.NativeError:
-        return None
