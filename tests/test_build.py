@@ -30,6 +30,11 @@ def output_of(*command):
     return subprocess.run([*command], capture_output=True, text=True, timeout=120, check=True).stdout
 
 
+def test_every_op_with_a_cpu_kernel_has_a_cuda_kernel():
+    assert KERNELS
+    assert {p.parent for p in KERNELS} == {p.parent for p in CSRC if p.name.endswith("_cpu.cpp")}
+
+
 def test_kernels_are_launched_by_launch_only():
     launch = ROOT / "csrc" / "common" / "launch.cuh"
     assert lines_with(r"<<<|cudaLaunchKernel", [p for p in CSRC if p != launch]) == []
