@@ -21,6 +21,7 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+TEST_SOURCES := $(wildcard tests/csrc/*)
 CONFIG := GENFAST_CUDA=$(GENFAST_CUDA) GENFAST_CUDA_ARCHS=$(GENFAST_CUDA_ARCHS)
 EDITABLE := --no-build-isolation -c constraints-dev.txt -C build-dir=build/make \
 	-C cmake.define.GENFAST_CUDA='$(GENFAST_CUDA)' -C cmake.define.GENFAST_CUDA_ARCHS='$(GENFAST_CUDA_ARCHS)' \
@@ -48,12 +49,12 @@ lint: $(STAMPS)/tools ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(TEST_SOURCES)
 
 format: $(STAMPS)/tools ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES) $(TEST_SOURCES)
 
 docs: $(STAMPS)/docs ## build the documentation into docs/_build/html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -5,6 +5,7 @@ import importlib
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch  # before the extension, so that both use the OpenMP runtime that torch brings
@@ -60,7 +61,7 @@ def stream(x: torch.Tensor) -> int:
 
 def _libgomp() -> str:
     try:
-        with open("/proc/self/maps") as maps:
+        with Path("/proc/self/maps").open() as maps:
             paths = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
     except OSError:
         return "unknown"

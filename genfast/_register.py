@@ -31,7 +31,8 @@ def define(
     Args:
         name: the op's name, e.g. "planar_forward".
         schema: arguments and results, e.g. "(Tensor z, Tensor w) -> (Tensor, Tensor)".
-        impl: allocates the outputs and calls the kernel; serves the CPU and CUDA. Gets contiguous tensors, unless `strided`.
+        impl: allocates the outputs and calls the kernel; serves the CPU and CUDA. Gets contiguous tensors, unless
+            `strided`.
         fake: the same outputs without data, for tracing.
         rows: the tensor arguments whose first dimension is the row. If under vmap only these are batched, the batch
             is folded into the rows, and the op runs once; otherwise it runs once a batch entry.
@@ -95,7 +96,12 @@ def _autocast_rule(op: Any, device: str, key: str) -> Callable[..., Any]:
 
     def rule(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*(a.float() if isinstance(a, Tensor) and a.dtype in low and a.device.type == device else a for a in args))
+            return op(
+                *(
+                    a.float() if isinstance(a, Tensor) and a.dtype in low and a.device.type == device else a
+                    for a in args
+                )
+            )
 
     return rule
 

@@ -107,7 +107,10 @@ def vjp(function, tensors, options, cotangents, skip=()):
     out = function(**leaves, **options)
     names = [k for k, v in leaves.items() if v.requires_grad]
     grads = torch.autograd.grad(
-        out, [leaves[k] for k in names], [c.to(o.dtype) for o, c in zip(out, cotangents, strict=True)], allow_unused=True
+        out,
+        [leaves[k] for k in names],
+        [c.to(o.dtype) for o, c in zip(out, cotangents, strict=True)],
+        allow_unused=True,
     )
     zeros = [torch.zeros_like(leaves[k]) if g is None else g for k, g in zip(names, grads, strict=True)]
     return [o.detach() for o in out], dict(zip(names, zeros, strict=True))

@@ -46,15 +46,21 @@ inline Backend backend_of(const Tensor& t) { return t.device >= 0 ? Backend::cud
 #endif
 
 // Calls entry point `fn` of the chosen variant.
-#define GF_DISPATCH(backend, fn, args)                                                                             \
-  [&] {                                                                                                            \
-    switch (backend) {                                                                                             \
-      case gf::Backend::baseline:                                                                                  \
-        return gf::baseline::fn(args);                                                                             \
-        GF_CASE_AVX2(fn, args) GF_CASE_AVX512(fn, args) GF_CASE_SIMT(fn, args) GF_CASE_CUDA(fn, args) default      \
-            : throw std::runtime_error(#fn                                                                         \
-                                       ": this build of genfast has no kernel for this device; `genfast info` "    \
-                                       "lists what it has (for CUDA: reinstall with nvcc on the PATH, or with "    \
-                                       "-C cmake.define.GENFAST_CUDA=ON to see what is missing)");                 \
-    }                                                                                                              \
+// clang-format off
+#define GF_DISPATCH(backend, fn, args)                                                                        \
+  [&] {                                                                                                       \
+    switch (backend) {                                                                                        \
+      case gf::Backend::baseline:                                                                             \
+        return gf::baseline::fn(args);                                                                        \
+      GF_CASE_AVX2(fn, args)                                                                                  \
+      GF_CASE_AVX512(fn, args)                                                                                \
+      GF_CASE_SIMT(fn, args)                                                                                  \
+      GF_CASE_CUDA(fn, args)                                                                                  \
+      default:                                                                                                \
+        throw std::runtime_error(#fn                                                                          \
+                                 ": this build of genfast has no kernel for this device; `genfast info` "     \
+                                 "lists what it has (for CUDA: reinstall with nvcc on the PATH, or with "     \
+                                 "-C cmake.define.GENFAST_CUDA=ON to see what is missing)");                  \
+    }                                                                                                         \
   }()
+// clang-format on

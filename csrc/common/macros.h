@@ -1,8 +1,8 @@
 // Names and attributes every file of csrc agrees on.
 //
 // A kernel file is compiled once per backend with GF_BACKEND set to one of the names below. All code that is generated
-// per backend lives in `namespace gf { inline namespace GF_BACKEND { ... } }`, so that the linker never merges an inline
-// function compiled for AVX-512 with the one compiled for SSE2.
+// per backend lives in `namespace gf { inline namespace GF_BACKEND { ... } }`, so that the linker never merges an
+// inline function compiled for AVX-512 with the one compiled for SSE2.
 #pragma once
 
 #ifndef GF_BACKEND

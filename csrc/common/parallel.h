@@ -12,7 +12,8 @@
 namespace gf {
 inline namespace GF_BACKEND {
 
-// f(begin, end) over a partition of [0, count) into blocks of `grain`; blocks go to threads, one thread if there is one.
+// f(begin, end) over a partition of [0, count) into blocks of `grain`; blocks go to threads, one thread if there is
+// one.
 template <class F>
 inline void parallel_for(int64_t count, int64_t grain, F&& f) {
   if (count <= 0) return;

@@ -1,5 +1,5 @@
-// A torch tensor as it crosses the binding. torch's headers stay outside: pybind11 hands over the Python object, and the
-// few facts a kernel needs are read from its public attributes (about half a microsecond a tensor).
+// A torch tensor as it crosses the binding. torch's headers stay outside: pybind11 hands over the Python object, and
+// the few facts a kernel needs are read from its public attributes (about half a microsecond a tensor).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -100,7 +100,8 @@ struct type_caster<gf::Tensor> {
     for (int i = 0; i < static_cast<int>(gf::DType::other); ++i)
       if (dtype.ptr() == gf::torch_dtype(i)) value.dtype = static_cast<gf::DType>(i);
     value.device = static_cast<int>(PyLong_AsLong(call(names.get_device).ptr()));
-    if (call(names.is_contiguous).ptr() != Py_True) throw value_error("a kernel was given a tensor that is not contiguous");
+    if (call(names.is_contiguous).ptr() != Py_True)
+      throw value_error("a kernel was given a tensor that is not contiguous");
     value.data = PyLong_AsVoidPtr(call(names.data_ptr).ptr());
     if (PyErr_Occurred()) throw error_already_set();
     value.defined = true;

@@ -77,8 +77,8 @@ _forward_op = define(
 )
 _backward_op = define(
     "planar_backward",
-    "(Tensor z, Tensor? out, Tensor? a, Tensor w, Tensor u, Tensor b, Tensor grad_out, Tensor grad_log_det, bool inverse)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor z, Tensor? out, Tensor? a, Tensor w, Tensor u, Tensor b, Tensor grad_out, Tensor grad_log_det, "
+    "bool inverse) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -139,8 +139,8 @@ def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Ten
 
     Layer k is :math:`z_k = z_{k-1} + u_k \tanh(a_k)` with :math:`a_k = w_k \cdot z_{k-1} + b_k`, and
     :math:`\log|\det| = \sum_k \log|1 + (1 - \tanh^2 a_k)\, w_k \cdot u_k|`. All layers run in one kernel. The
-    backward rebuilds every z from one number a layer and row; up to D = 8 it computes that one anew too, and nothing but
-    the input is kept.
+    backward rebuilds every z from one number a layer and row; up to D = 8 it computes that one anew too, and nothing
+    but the input is kept.
 
     A layer is invertible where :math:`w_k \cdot u_k \ge -1`; `planar_constrain_u` brings any u there.
 

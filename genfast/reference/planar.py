@@ -7,7 +7,7 @@ from torch import Tensor
 def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """K planar layers; see `genfast.ops.planar_flow` for formula and shapes."""
     log_det = z.new_zeros(z.shape[:-1])
-    for w_k, u_k, b_k in zip(w, u, b):
+    for w_k, u_k, b_k in zip(w, u, b, strict=True):
         h = torch.tanh(z @ w_k + b_k)
         z = z + u_k * h.unsqueeze(-1)
         log_det = log_det + torch.log(torch.abs(1 + (1 - h * h) * (w_k @ u_k)))
@@ -17,7 +17,7 @@ def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Ten
 def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `planar_flow`; see `genfast.ops.planar_flow_inverse`."""
     log_det = x.new_zeros(x.shape[:-1])
-    for w_k, u_k, b_k in zip(w.flip(0), u.flip(0), b.flip(0)):
+    for w_k, u_k, b_k in zip(w.flip(0), u.flip(0), b.flip(0), strict=True):
         wu = w_k @ u_k
         # a rounding of u may leave w.u just below -1
         wu = torch.where(wu < -1 - torch.finfo(x.dtype).eps * (w_k * u_k).abs().sum(), wu, wu.clamp(min=-1))

@@ -1,5 +1,5 @@
-// Largest errors of the functions of real.h on packs, in units in the last place, against the C library in a wider type.
-// Prints one line a function: name, type, error, the argument where it occurs.
+// Largest errors of the functions of real.h on packs, in units in the last place, against the C library in a wider
+// type. Prints one line a function: name, type, error, the argument where it occurs.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -61,8 +61,7 @@ void check_all() {
   check<T>("log1p", [](P x) { return log1p(x); }, [](L x) { return log1pl(x); });
   check<T>("tanh", [](P x) { return tanh(x); }, [](L x) { return tanhl(x); });
   check<T>("atan", [](P x) { return atan(x); }, [](L x) { return atanl(x); });
-  check<T>("softplus", [](P x) { return softplus(x); },
-           [](L x) { return (x > 0 ? x : 0) + log1pl(expl(-fabsl(x))); });
+  check<T>("softplus", [](P x) { return softplus(x); }, [](L x) { return (x > 0 ? x : 0) + log1pl(expl(-fabsl(x))); });
   check<T>("sigmoid", [](P x) { return sigmoid(x); }, [](L x) { return 1 / (1 + expl(-x)); });
 }
 

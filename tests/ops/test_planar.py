@@ -133,8 +133,12 @@ def test_density_integrates_to_one(kernels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_constrained_u(dtype):
     big = 1e30 if dtype == torch.float32 else 1e200
-    w = torch.tensor([[1.0, 2.0], [0.0, 0.0], [10.0, 0.0], [-100.0, 3.0], [1e-30, 0.0], [big, 0.0], [big, big]], dtype=dtype)
-    u = torch.tensor([[-5.0, 1.0], [3.0, 4.0], [10.0, 0.0], [100.0, 0.5], [1.0, 1.0], [-big, 1.0], [-1.0, -1.0]], dtype=dtype)
+    w = torch.tensor(
+        [[1.0, 2.0], [0.0, 0.0], [10.0, 0.0], [-100.0, 3.0], [1e-30, 0.0], [big, 0.0], [big, big]], dtype=dtype
+    )
+    u = torch.tensor(
+        [[-5.0, 1.0], [3.0, 4.0], [10.0, 0.0], [100.0, 0.5], [1.0, 1.0], [-big, 1.0], [-1.0, -1.0]], dtype=dtype
+    )
     w.requires_grad_()
     u.requires_grad_()
     constrained = ops.planar_constrain_u(w, u)
@@ -148,7 +152,10 @@ def test_constrained_u(dtype):
 
 
 def test_constrained_u_gradients():
-    w, u = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    w, u = (
+        torch.randn(5, 3, dtype=torch.float64, requires_grad=True),
+        torch.randn(5, 3, dtype=torch.float64, requires_grad=True),
+    )
     assert torch.autograd.gradcheck(ops.planar_constrain_u, (w, u))
 
 

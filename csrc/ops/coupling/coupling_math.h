@@ -26,7 +26,7 @@ struct ScaleConstants {
   static ScaleConstants from(const ScaleSpec& s) {
     const double gain = s.map == ScaleMap::tanh ? s.gain / s.clamp : s.gain;
     return {static_cast<T>(s.clamp),       static_cast<T>(s.offset), static_cast<T>(s.min_scale),
-            static_cast<T>(gain),        static_cast<T>(s.limit),  static_cast<T>(::exp(-s.limit)),
+            static_cast<T>(gain),          static_cast<T>(s.limit),  static_cast<T>(::exp(-s.limit)),
             static_cast<T>(::exp(s.limit))};
   }
 };

@@ -15,14 +15,14 @@ struct PlanarSizes {
 struct PlanarForward {
   PlanarSizes size;
   DType dtype;
-  bool inverse;        // z' -> z, layers K-1 ... 0
-  const void* input;   // [n, d]
-  const void* w;       // [k, d]
-  const void* u;       // [k, d]
-  const void* b;       // [k]
-  void* output;        // [n, d]
-  void* log_det;       // [n] compute type
-  void* a;             // [k, n] compute type: w.z + b of every layer, for the backward; null: not wanted
+  bool inverse;       // z' -> z, layers K-1 ... 0
+  const void* input;  // [n, d]
+  const void* w;      // [k, d]
+  const void* u;      // [k, d]
+  const void* b;      // [k]
+  void* output;       // [n, d]
+  void* log_det;      // [n] compute type
+  void* a;            // [k, n] compute type: w.z + b of every layer, for the backward; null: not wanted
   Stream stream;
 };
 

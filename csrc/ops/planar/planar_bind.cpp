@@ -28,7 +28,16 @@ void forward(const Tensor& input, const Tensor& w, const Tensor& u, const Tensor
   output.expect("output", {s.n, s.d}, t, dev);
   log_det.expect("log_det", {s.n}, acc, dev);
   if (a.defined) a.expect("a", {s.k, s.n}, acc, dev);
-  const PlanarForward args{s, t, inverse, input.data, w.data, u.data, b.data, output.data, log_det.data, a.data,
+  const PlanarForward args{s,
+                           t,
+                           inverse,
+                           input.data,
+                           w.data,
+                           u.data,
+                           b.data,
+                           output.data,
+                           log_det.data,
+                           a.data,
                            {reinterpret_cast<void*>(stream), dev}};
   const Backend backend = backend_of(input);
   py::gil_scoped_release release;
@@ -65,9 +74,23 @@ void backward(const Tensor& input, const Tensor& output, const Tensor& a, const 
   grad_u.expect("grad_u", {s.k, s.d}, t, dev);
   grad_b.expect("grad_b", {s.k}, t, dev);
   workspace.expect("workspace", {workspace_size(s)}, acc, dev);
-  const PlanarBackward args{s, t, inverse, input.data, output.data, a.defined ? a.data : nullptr, w.data, u.data,
-                            b.data, grad_output.data, grad_log_det.data, grad_input.data, grad_w.data, grad_u.data,
-                            grad_b.data, workspace.data, {reinterpret_cast<void*>(stream), dev}};
+  const PlanarBackward args{s,
+                            t,
+                            inverse,
+                            input.data,
+                            output.data,
+                            a.defined ? a.data : nullptr,
+                            w.data,
+                            u.data,
+                            b.data,
+                            grad_output.data,
+                            grad_log_det.data,
+                            grad_input.data,
+                            grad_w.data,
+                            grad_u.data,
+                            grad_b.data,
+                            workspace.data,
+                            {reinterpret_cast<void*>(stream), dev}};
   const Backend backend = backend_of(input);
   py::gil_scoped_release release;
   GF_DISPATCH(backend, planar_backward, args);
