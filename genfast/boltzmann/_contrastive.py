@@ -27,6 +27,18 @@ class _Contrast(torch.autograd.Function):
         return (None, None, *(grad * g for g in ctx.saved_tensors))
 
 
+@torch.no_grad()
+def contrast_grad_(
+    v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, grads: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Write the gradients of `contrast` in W, vbias and hbias over the contents of `grads`."""
+    grad_W, grad_vbias, grad_hbias = grads
+    weighted = torch.addmm(hbias, v, W).sigmoid_().mul_(weights[:, None]).neg_()
+    torch.mm(v.t(), weighted, out=grad_W)
+    torch.sum(weighted, 0, out=grad_hbias)
+    torch.mv(v.t(), weights, out=grad_vbias).neg_()
+
+
 def contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
     """The sum of weights times F(v) for v `[N, n_visible]` and weights `[N]`, differentiable in W, vbias and hbias.
 

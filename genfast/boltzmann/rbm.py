@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genfast import ops
 from genfast._arguments import integer
 from genfast._finite import check_finite
-from genfast.boltzmann._contrastive import contrast
+from genfast.boltzmann._contrastive import contrast, contrast_grad_
 from genfast.boltzmann._enumerate import log_partition_rbm
 
 
@@ -358,19 +358,62 @@ class RBM(nn.Module):
         self.chains.copy_(v_model)
         return loss
 
+    def cd_backward(self, v: Tensor, k: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
+        """Do what `cd_loss(v, k).backward()` does to cleared gradients, without a graph and without the loss: faster.
+
+        The gradients' memory is used again from call to call, so `zero_grad` is not needed.
+
+        Returns:
+            The model's states `[N, n_visible]`, for `contrastive_loss(v, states)` where the loss is wanted.
+        """
+        self._check_units("v", v, self.n_visible)
+        v_model, _ = self.gibbs(v.reshape(-1, self.n_visible), k, generator=generator)
+        return self._contrast_backward(v, v_model)
+
+    def pcd_backward(self, v: Tensor, k: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
+        """Do what `pcd_loss(v, k).backward()` does to cleared gradients, without a graph and without the loss: faster.
+
+        See `cd_backward`.
+
+        Example:
+            >>> rbm = RBM(64, 100)
+            >>> optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1)
+            >>> for batch in torch.bernoulli(torch.full((320, 64), 0.3)).split(32):
+            ...     _ = rbm.pcd_backward(batch)
+            ...     optimizer.step()
+        """
+        self._check_units("v", v, self.n_visible)
+        if self.n_chains == 0:
+            self.reset_chains(v.shape[0], generator=generator)
+        v_model = self._contrast_backward(v, self.gibbs(self.chains, k, generator=generator)[0])
+        self.chains.copy_(v_model)
+        return v_model
+
     def check_finite(self, step: int | None = None) -> None:
         """Raise `NonFiniteError`, naming the step and the parameter, where a parameter is NaN or infinite."""
         check_finite(self, step=step)
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
+    def _contrast_backward(self, v_data: Tensor, v_model: Tensor) -> Tensor:
+        W, vbias, hbias = self.W, self.vbias, self.hbias
+        if W.grad is None or vbias.grad is None or hbias.grad is None:
+            W.grad, vbias.grad, hbias.grad = (torch.empty_like(x) for x in (W, vbias, hbias))
+        rows = torch.cat([v_data.reshape(-1, self.n_visible), v_model])
+        if rows.dtype != W.dtype:
+            rows = rows.to(W.dtype)
+        weights = self._mean_weights(rows.shape[0] - v_model.shape[0], v_model.shape[0])
+        contrast_grad_(rows, weights, W, vbias, hbias, (W.grad, vbias.grad, hbias.grad))
+        return v_model
+
     def _mean_weights(self, n_data: int, n_model: int) -> Tensor:
         """1 / n_data for the rows of data, -1 / n_model for those of the model; kept for the next call."""
-        key = (n_data, n_model, self.W.dtype, self.W.device)
+        W = self.W
+        key = (n_data, n_model, W.dtype, W.device)
         if self._weights is None or self._weights[0] != key:
             if n_data == 0 or n_model == 0:
                 raise ValueError(f"v_data, v_model: got {n_data} and {n_model} rows, want at least one of each")
-            weights = self.W.new_full((n_data + n_model,), 1 / n_data, requires_grad=False)
+            weights = W.new_full((n_data + n_model,), 1 / n_data, requires_grad=False)
             weights[n_data:] = -1 / n_model
             self._weights = (key, weights)
         return self._weights[1]

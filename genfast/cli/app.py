@@ -52,7 +52,8 @@ def train(
     hidden: Annotated[int | None, typer.Option(help="Hidden units: of the rbm, or of a flow's conditioners.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of a flow.")] = None,
     k: Annotated[int | None, typer.Option(help="Gibbs sweeps an update (rbm).")] = None,
-    method: Annotated[str | None, typer.Option(help="pcd (persistent chains) or cd (rbm).")] = None,
+    method: Annotated[str | None, typer.Option(help="cd, or pcd: persistent chains (rbm).")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of the descent (rbm); 0.9 for cd, 0 for pcd.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random; 0 by default.")] = None,
     device: Device = "auto",
     backend: Annotated[
@@ -79,6 +80,7 @@ def train(
         "layers": layers,
         "k": k,
         "method": method,
+        "momentum": momentum,
         "seed": seed,
     }
     return guarded(command.train)(

@@ -24,7 +24,8 @@ class Config:
     epochs: int | None = None
     layers: int = 0
     k: int = 1
-    method: str = "pcd"
+    method: str = "cd"
+    momentum: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as JSON and checkpoints hold them."""
@@ -32,13 +33,13 @@ class Config:
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "rbm": {"data": "digits", "batch_size": 64, "lr": 0.1, "hidden": 128, "epochs": 40},
+    "rbm": {"data": "digits", "batch_size": 64, "lr": 0.1, "hidden": 128, "epochs": 40, "momentum": 0.9},
     "planar": {"data": "u2", "batch_size": 512, "lr": 5e-3, "hidden": 0, "layers": 32, "steps": 4000},
     "realnvp": {"data": "moons", "batch_size": 512, "lr": 1e-3, "hidden": 64, "layers": 8, "steps": 4000},
     "nsf": {"data": "moons", "batch_size": 512, "lr": 1e-3, "hidden": 64, "layers": 4, "steps": 2000},
 }
-_MNIST = {"batch_size": 128, "lr": 0.05, "hidden": 500, "epochs": 10}
-_ONLY_RBM = ("k", "method")
+_MNIST = {"batch_size": 128, "lr": 0.02, "hidden": 500, "epochs": 10}
+_ONLY_RBM = ("k", "method", "momentum")
 _AT_LEAST = {"steps": 1, "epochs": 1, "batch_size": 1, "hidden": 1, "layers": 1, "k": 1, "seed": 0}
 
 
@@ -52,6 +53,9 @@ def _check(model: str, given: dict[str, Any]) -> None:
     lr = given.get("lr")
     if lr is not None and not (math.isfinite(lr) and lr > 0):
         raise CommandError(f"--lr: got {lr}, want a number above 0")
+    momentum = given.get("momentum")
+    if momentum is not None and not 0 <= momentum < 1:
+        raise CommandError(f"--momentum: got {momentum}, want a number from 0 to below 1")
     if given.get("method") not in (None, *METHODS):
         raise CommandError(f"--method: got {given['method']!r}, want one of {', '.join(METHODS)}")
     if given.get("steps") is not None and given.get("epochs") is not None:
@@ -77,6 +81,8 @@ def resolve(model: str, given: dict[str, Any]) -> Config:
         values["epochs"] = None
     if given.get("epochs") is not None:
         values["steps"] = None
+    if given.get("method") == "pcd":
+        values["momentum"] = 0.0  # persistent chains mix too slowly for it
     values.update({k: v for k, v in given.items() if v is not None})
     return Config(model=model, **{"seed": 0, **values})
 

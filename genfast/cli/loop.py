@@ -15,11 +15,12 @@ from torch import Tensor
 
 from genfast._finite import NonFiniteError, check_finite, describe_nonfinite
 from genfast._optional import require
+from genfast.boltzmann import RBM
 from genfast.cli import files
 from genfast.cli.config import Config
 from genfast.cli.distributed import Processes
 from genfast.cli.errors import CommandError, Interrupted
-from genfast.cli.tasks import Task, build
+from genfast.cli.tasks import RBMObjective, Task, build
 
 _EVALUATED_ROWS = 2000
 
@@ -72,6 +73,7 @@ class Trainer:
         if checkpoint is not None:
             self._restore_own(checkpoint)
         self._batches = self.batches()
+        self._last: tuple[Tensor, Tensor] | None = None
         self._signal: int | None = None
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -125,11 +127,10 @@ class Trainer:
             while self.step < self.total_steps:
                 n = min(self._until_pause(), self.total_steps - self.step)
                 started = time.perf_counter()
-                losses, done = self._steps(n)
-                self._check(losses)
+                signs, done = self._steps(n)
+                self._check(signs)
                 elapsed = time.perf_counter() - started
                 self.seconds += elapsed
-                self.loss = sum(losses) / len(losses)
                 speed = done * self.config.batch_size * self.processes.size / elapsed
                 bar.update(done)
                 bar.set_postfix_str(f"{self.task.loss_name} {self.loss:.3f}, {speed:,.0f} samples/s")
@@ -154,34 +155,52 @@ class Trainer:
         return self.checkpoint_every is not None and self.step % self.checkpoint_every == 0
 
     def _steps(self, n: int) -> tuple[list[float], int]:
-        """Take n steps, fewer where a signal comes to a lone process; the losses are read once, at the end."""
-        objective, optimizer = self._wrapped, self._stepper
-        losses = []
+        """Take n steps, fewer where a signal comes to a lone process; what they leave is read once, at the end.
+
+        Returns:
+            One number a step, finite as long as the training is (the loss, where it is at hand), and their count.
+        """
+        signs: list[Tensor] = []
         alone = self.processes.size == 1
+        step = self._rbm_step if alone and isinstance(self.task.objective, RBMObjective) else self._autograd_step
         for _ in range(n):
-            loss = objective(next(self._batches))
-            optimizer.zero_grad(set_to_none=True)
-            if alone:
-                loss.backward()
-            else:
-                self.processes.backward(loss)
-            optimizer.step()
-            losses.append(loss.detach())
+            signs.append(step(next(self._batches)))
             if alone and self._signal is not None:
                 break
-        self.step += len(losses)
-        return torch.stack(losses).tolist(), len(losses)
+        self.step += len(signs)
+        values = torch.stack(signs).tolist()
+        self.loss = sum(values) / len(values)
+        if self._last is not None:
+            with torch.no_grad():
+                self.loss = float(self._rbm().contrastive_loss(*self._last))
+        return values, len(signs)
 
-    def _check(self, losses: list[float]) -> None:
-        for i, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                step = self.step - len(losses) + i + 1
+    def _autograd_step(self, batch: Tensor) -> Tensor:
+        loss: Tensor = self._wrapped(batch)
+        self._stepper.zero_grad(set_to_none=True)
+        self.processes.backward(loss)
+        self._stepper.step()
+        return loss.detach()
+
+    def _rbm_step(self, batch: Tensor) -> Tensor:
+        """The same step with the gradient in closed form; NaN anywhere in the machine reaches the visible bias."""
+        objective = self.task.objective
+        assert isinstance(objective, RBMObjective)  # noqa: S101  (see _steps)
+        self._last = (batch, objective.backward(batch))
+        self.optimizer.step()
+        return objective.model.vbias.detach().sum()
+
+    def _check(self, signs: list[float]) -> None:
+        """Raise where the training has left the finite numbers, naming the first such step."""
+        for i, sign in enumerate(signs):
+            if not math.isfinite(sign):
                 fault = describe_nonfinite(self.task.objective.model)
                 raise NonFiniteError(
-                    f"step {step}: the loss is {loss}; {fault or 'all parameters are finite'} "
+                    f"step {self.step - len(signs) + i + 1}: the loss is not finite; "
+                    f"{fault or 'all parameters are finite'} "
                     "(a lower --lr usually helps; the last checkpoint is from before)"
                 )
-        check_finite(self.task.objective.model, step=self.step)
+        check_finite(self.task.objective.model, step=self.step, loss=self.loss)
 
     def _row(self, speed: float) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -196,11 +215,17 @@ class Trainer:
             row["pseudo_likelihood"] = self.pseudo_likelihood()
         return row
 
+    def _rbm(self) -> RBM:
+        model = self.task.objective.model
+        if not isinstance(model, RBM):
+            raise CommandError(f"{self.config.model} is no Boltzmann machine")
+        return model
+
     def pseudo_likelihood(self) -> float:
         """The mean pseudo-log-likelihood of (at most 2,000 rows of) the data, one random unit a row as scikit-learn."""
         if self.data is None:
             raise CommandError("a density has no pseudo-likelihood")
-        rbm: Any = self.task.objective.model
+        rbm = self._rbm()
         generator = torch.Generator(self.device).manual_seed(0)
         return float(rbm.pseudo_likelihood(self.data[:_EVALUATED_ROWS], generator=generator).mean())
 

@@ -95,8 +95,8 @@ def demo(
     curves: dict[str, list[tuple[float, float]]],
 ) -> None:
     """The picture of `genfast demo`: data, samples, filters, and pseudo-likelihood against time for each contender."""
-    figure = _figure(13.6, 3.7)
-    axes = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.25])
+    figure = _figure(13.6, 3.3)
+    axes = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.15])
     for panel, title, images in ((axes[0], "handwritten digits", digits), (axes[1], "drawn by the machine", samples)):
         panel.imshow(_mosaic(images[:100], shape, 10, border=0.5), cmap="gray", vmin=0, vmax=1)
         panel.set_title(title)

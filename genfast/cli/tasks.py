@@ -1,6 +1,7 @@
 """What is trained: the model, its objective and its data, built from a config."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,12 @@ class RBMObjective(nn.Module):
         self.model = rbm
         self.k = k
         self.method = method
+
+    def backward(self, batch: Tensor) -> Tensor:
+        """Put the gradient of the loss on the parameters, without a graph; returns the model's states."""
+        if self.method == "pcd":
+            return self.model.pcd_backward(batch, self.k)
+        return self.model.cd_backward(batch, self.k)
 
     def forward(self, batch: Tensor) -> Tensor:
         """Data `[N, n_visible]` to the loss."""
@@ -78,7 +85,7 @@ class Task:
         """SGD for Boltzmann machines, Adam for flows."""
         parameters = self.objective.parameters()
         if self.config.model == "rbm":
-            return torch.optim.SGD(parameters, lr=self.config.lr)
+            return torch.optim.SGD(parameters, lr=self.config.lr, momentum=self.config.momentum)
         return torch.optim.Adam(parameters, lr=self.config.lr)
 
 
@@ -116,7 +123,7 @@ def _rbm_task(config: Config, source: data.Dataset) -> Task:
         raise CommandError(f"{config.data} has values from {low:g} to {high:g}; an RBM wants them in [0, 1]")
     dataset = source.binarized()
     dim = dataset.x.shape[1]
-    rbm = RBM(dim, config.hidden)
+    rbm = RBM(dim, config.hidden, init_std=math.sqrt(2 / (dim + config.hidden)))
     rbm.nonfinite_check = False  # the training loop checks, and names the step
     rbm.init_vbias(dataset.x)
     return Task(config, dim, RBMObjective(rbm, method=config.method, k=config.k), dataset, None, "contrastive loss")

@@ -50,6 +50,7 @@ def refused(result, *words, code=1):
         (["train", "rbm", "--lr", "nan"], ["--lr: got nan"]),
         (["train", "rbm", "--lr", "0"], ["--lr: got 0"]),
         (["train", "rbm", "--method", "ml"], ["--method: got 'ml'", "pcd, cd"]),
+        (["train", "rbm", "--momentum", "1"], ["--momentum: got 1.0"]),
         (["train", "rbm", "--layers", "3"], ["--layers: rbm has no such option"]),
         (["train", "planar", "--k", "3"], ["--k: planar has no such option"]),
         (["train", "planar", "--hidden", "3"], ["--hidden: planar has no such option"]),
@@ -210,7 +211,7 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_checkpoint(run, tmp_p
     refused(
         run("train", "rbm", *options, "--steps", 50, "--lr", 1e38, "--out", tmp_path),
         "step ",
-        "the loss is",
+        "the loss is not finite",
         "lower --lr",
     )
     path = tmp_path / files.CHECKPOINT
