@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from genfast import ops
 from genfast._backend import use_reference
+from genfast._register import reference_vjp, wants_double_backward
+from genfast.reference.rbm import rbm_free_energy
 
 
 class _Contrast(torch.autograd.Function):
@@ -17,14 +18,20 @@ class _Contrast(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
         energy, p = torch.ops.genfast.rbm_free_energy_forward.default(v, W, vbias, hbias)
         _, *grads = torch.ops.genfast.rbm_free_energy_backward.default(v, W, vbias, p, weights, False, True)
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(v, weights, W, vbias, hbias, *grads)
         loss: Tensor = energy @ weights
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(grad * g for g in ctx.saved_tensors))
+        inputs, grads = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        if wants_double_backward(*inputs, grad):
+            return reference_vjp(_weighted_energy, inputs, (grad,))
+        return (None, None, *(grad * g for g in grads))
+
+
+def _weighted_energy(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
+    return (rbm_free_energy(v, W, vbias, hbias) * weights).sum()
 
 
 @torch.no_grad()
@@ -42,8 +49,7 @@ def contrast_grad_(
 def contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
     """The sum of weights times F(v) for v `[N, n_visible]` and weights `[N]`, differentiable in W, vbias and hbias.
 
-    Where the kernels serve and no gradient of v is wanted, the gradient comes with the value, and there is no second
-    derivative.
+    Where the kernels serve and no gradient of v is wanted, the gradient comes with the value.
     """
     plain = (
         use_reference(v)

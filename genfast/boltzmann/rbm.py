@@ -295,8 +295,7 @@ class RBM(nn.Module):
         """The loss mean F(v_data) - mean F(v_model), v_model held constant: positive against negative statistics.
 
         Its gradient is exactly <dF/dtheta>_data - <dF/dtheta>_model, for W: -<v h'>_data + <v h'>_model with h the
-        probabilities p(h=1|v). The value itself is not the likelihood and need not fall. There is no
-        second derivative.
+        probabilities p(h=1|v). The value itself is not the likelihood and need not fall.
 
         Raises:
             ValueError: a shape does not fit.

@@ -146,17 +146,21 @@ def _draw(out: Path, fused: _Contender, plain: _Contender, dataset: data.Dataset
 
 def _report(fused: _Contender, plain: _Contender, n_updates: int, out: Path) -> str:
     lines = ["", f"{'':15}{'seconds':>9}{'ms an update':>15}{'pseudo-log-likelihood':>24}"]
-    for c in (fused, plain):
-        lines.append(f"{c.name:15}{c.seconds:9.2f}{1000 * c.seconds / n_updates:15.3f}{c.curve[-1][1]:24.2f}")
+    lines += [
+        f"{c.name:15}{c.seconds:9.2f}{1000 * c.seconds / n_updates:15.3f}{c.curve[-1][1]:24.2f}" for c in (fused, plain)
+    ]
     gap = abs(fused.curve[-1][1] - plain.curve[-1][1])
     learned = f"from {fused.curve[0][1]:.1f} to {fused.curve[-1][1]:.1f}"
     ratio = statistics.median(p / f for p, f in zip(plain.epochs, fused.epochs, strict=True))
     faster = f"{ratio:.1f} times faster than" if ratio >= 1 else f"{1 / ratio:.1f} times slower than"
+    result = (
+        f"genfast trained it {faster} plain PyTorch (median over the passes), to the same likelihood "
+        f"(they differ by {gap:.2f})."
+    )
     lines += [
         "",
         f"The machine learned: the pseudo-log-likelihood of a digit rose {learned}.",
-        f"genfast trained it {faster} plain PyTorch (the median over the passes), to the same "
-        f"likelihood (they differ by {gap:.2f}).",
+        result,
         f"See what it draws: {out / 'demo.png'}",
     ]
     return "\n".join(lines)

@@ -102,6 +102,51 @@ def test_cd_gradient_is_the_difference_of_statistics(k):
         torch.testing.assert_close(parameter.grad, want[name], msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["cd", "pcd"])
+def test_backward_without_a_graph_is_the_backward_of_the_loss(method, dtype):
+    rbm = machine(7, 5).to(dtype)
+    v = binary(11, 7).to(dtype)
+    rbm.reset_chains(6, generator=torch.Generator().manual_seed(1))
+    other = copy.deepcopy(rbm)
+    for seed in (4, 5):  # the second call writes over the gradients of the first
+        rbm.zero_grad()
+        loss = getattr(rbm, f"{method}_loss")(v, 2, generator=torch.Generator().manual_seed(seed))
+        loss.backward()
+        states = getattr(other, f"{method}_backward")(v, 2, generator=torch.Generator().manual_seed(seed))
+        for name, parameter in rbm.named_parameters():
+            torch.testing.assert_close(other.get_parameter(name).grad, parameter.grad, msg=name)
+        assert torch.equal(rbm.chains, other.chains)
+        torch.testing.assert_close(other.contrastive_loss(v, states), loss)
+
+
+def test_second_derivatives_of_the_loss():
+    rbm = machine(4, 3)
+    v_data, v_model = binary(6, 4), binary(5, 4, seed=1)
+
+    def loss(W, vbias, hbias):
+        return torch.func.functional_call(
+            rbm, {"W": W, "vbias": vbias, "hbias": hbias}, (v_data, v_model), {}, tie_weights=False
+        )
+
+    rbm.forward = rbm.contrastive_loss
+    rbm.nonfinite_check = False
+    parameters = tuple(p.detach().clone().requires_grad_() for p in rbm.parameters())
+    assert torch.autograd.gradcheck(loss, parameters)
+    assert torch.autograd.gradgradcheck(loss, parameters)
+
+
+def test_leading_dimensions_of_the_data():
+    rbm = machine(4, 3)
+    v = binary(6, 4)
+    losses = [rbm.cd_loss(x, generator=torch.Generator().manual_seed(0)).item() for x in (v, v.view(2, 3, 4))]
+    assert losses[0] == losses[1]
+    rbm.cd_backward(v.view(2, 3, 4), generator=torch.Generator().manual_seed(0))
+    flat = rbm.W.grad.clone()
+    rbm.cd_backward(v, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flat, rbm.W.grad)
+
+
 def test_contrastive_gradient_over_exact_model_samples_is_the_likelihood_gradient():
     """With the model's own distribution as v_model, the loss has the gradient of -mean log p(v)."""
     rbm = machine(4, 3)
