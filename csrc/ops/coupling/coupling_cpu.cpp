@@ -1,6 +1,6 @@
-// Affine coupling on the CPU. Rows are cut into flat tiles: one row, or part of it, where D is large; several whole
-// rows where D is small, so that lanes are full for D = 1 too. An operand that does not lie flat in memory, or is of a
-// half type, is gathered into a buffer of the tile; the arithmetic sees plain arrays.
+// Affine coupling on the CPU. The elements are cut into flat tiles, of several whole rows or of a part of a wide one,
+// so that lanes are full for D = 1 too. An operand that does not lie flat in memory, or is of a half type, is gathered
+// into a buffer of the tile; the arithmetic sees plain arrays.
 #include "common/parallel.h"
 #include "ops/coupling/coupling_math.h"
 
@@ -9,7 +9,6 @@ inline namespace GF_BACKEND {
 namespace {
 
 constexpr int kTile = 512;         // elements
-constexpr int64_t kWideRow = 32;   // from here on a tile is of one row
 constexpr int64_t kGrain = 16384;  // elements a thread takes at a time
 
 struct Tile {
@@ -21,7 +20,7 @@ struct Tile {
 // f(tile) over all tiles of the rows [begin, end), a row's tiles in order.
 template <class F>
 void for_tiles(int64_t begin, int64_t end, int64_t d, F&& f) {
-  if (d >= kWideRow) {
+  if (d > kTile) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < d; j += kTile) f(Tile{i, j, 1, static_cast<int>(d - j < kTile ? d - j : kTile)});
     return;
@@ -101,10 +100,10 @@ struct Writer {
 };
 
 template <class T>
-using ForwardSpan = void (*)(int n, const ScaleConstants<T>&, const T* x, const T* shift, const T* raw, T* y, T* log_s);
+using ForwardSpan = void (*)(int n, ScaleConstants<T>, const T* x, const T* shift, const T* raw, T* y, T* log_s);
 
 template <ScaleMap kMap, bool kInverse, class T>
-void forward_span(int n, const ScaleConstants<T>& k, const T* x, const T* shift, const T* raw, T* y, T* log_s) {
+void forward_span(int n, ScaleConstants<T> k, const T* x, const T* shift, const T* raw, T* y, T* log_s) {
   using P = Native<T>;
   for (int i = 0; i < n; i += P::size) {
     const int m = n - i;
@@ -115,12 +114,12 @@ void forward_span(int n, const ScaleConstants<T>& k, const T* x, const T* shift,
 }
 
 template <class T>
-using BackwardSpan = void (*)(int n, const ScaleConstants<T>&, const T* g, const T* l, const T* x, const T* raw, T* gx,
+using BackwardSpan = void (*)(int n, ScaleConstants<T>, const T* g, const T* l, const T* x, const T* raw, T* gx,
                               T* gshift, T* graw);
 
 template <ScaleMap kMap, bool kInverse, class T>
-void backward_span(int n, const ScaleConstants<T>& k, const T* g, const T* l, const T* x, const T* raw, T* gx,
-                   T* gshift, T* graw) {
+void backward_span(int n, ScaleConstants<T> k, const T* g, const T* l, const T* x, const T* raw, T* gx, T* gshift,
+                   T* graw) {
   using P = Native<T>;
   for (int i = 0; i < n; i += P::size) {
     const int m = n - i;

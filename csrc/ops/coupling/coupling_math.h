@@ -36,6 +36,57 @@ struct Scale {
   R s, log_s, slope;
 };
 
+// --- exp, log and log1p on the range where they are needed here
+// -------------------------------------------------------
+
+template <class R>
+GF_HD R coupling_exp(R x) {  // the result is a normal number
+  return exp(x);
+}
+template <class R>
+GF_HD R coupling_log(R x) {  // x is a positive normal number
+  return log(x);
+}
+
+// 1 / (1 + z) and log(1 + z) for z in [0, 1].
+template <class R>
+struct UnitLog {
+  R reciprocal, log1p;
+};
+template <class R>
+GF_HD UnitLog<R> coupling_log1p(R z) {
+  return {R(1) / (R(1) + z), log1p(z)};
+}
+
+#if !defined(__CUDACC__)
+
+template <class T, int N>
+GF_HD Pack<T, N> coupling_exp(Pack<T, N> x) {
+  typename Pack<T, N>::IntVec n;
+  const Pack<T, N> q = expm1_series(exp_reduce(x, &n));
+  const Pack<T, N> power = exp2_int<Pack<T, N>>(n);
+  return fma(power, q, power);
+}
+
+template <class T, int N>
+GF_HD Pack<T, N> coupling_log(Pack<T, N> x) {
+  return select(x == x, log_normal(x, Pack<T, N>(0)), x);
+}
+
+// log(1 + z) = 2 atanh(q), q = z / (2 + z) <= 1/3, by its series; one division serves both results.
+template <class T, int N>
+GF_HD UnitLog<Pack<T, N>> coupling_log1p(Pack<T, N> z) {
+  using P = Pack<T, N>;
+  constexpr int terms = sizeof(T) == 8 ? 17 : 8;
+  const P a = P(1) + z, b = P(2) + z, inverse = P(1) / (a * b);
+  const P q = z * a * inverse, square = q * q;
+  P p(T(1) / (2 * terms - 1));
+  for (int i = terms - 2; i > 0; --i) p = fma(p, square, P(T(1) / (2 * i + 1)));
+  return {b * inverse, P(2) * fma(p * square, q, q)};
+}
+
+#endif  // !__CUDACC__
+
 // Into [-limit, limit]; NaN stays NaN.
 template <class R>
 GF_HD R saturate(R x, R limit) {
@@ -49,7 +100,9 @@ GF_HD Scale<R> coupling_scale(R a, const ScaleConstants<T>& k) {
   const R zero(0), one(1);
   // atan and softclip are constant beyond it; keeps squares and ratios finite.
   const R far(T(1e18));
-  R s, log_s, slope;
+  // e^-u does not matter beyond it, and is a normal number before.
+  const R reach(T(sizeof(T) == 8 ? 700 : 87));
+  R s, log_s(0), slope;
   if constexpr (kMap == ScaleMap::exp) {
     log_s = a;
     slope = one;
@@ -75,37 +128,34 @@ GF_HD Scale<R> coupling_scale(R a, const ScaleConstants<T>& k) {
     slope = r * r;
   } else {
     const R u = a + R(k.offset);
-    const R z = exp(-abs(u));
-    const R r = one / (one + z);
+    const R z = coupling_exp(-min(reach, abs(u)));
+    const UnitLog<R> f = coupling_log1p(z);
+    const R r = f.reciprocal;
     const auto positive = u >= zero;
     if constexpr (kMap == ScaleMap::sigmoid) {
-      const R sigma = select(positive, r, z * r);
+      s = select(positive, r, z * r);
       if (k.min_scale > T(0)) {
-        s = sigma + R(k.min_scale);
-        log_s = log(s);
+        s = s + R(k.min_scale);
         slope = z * r * r / s;
       } else {
-        s = sigma;
-        log_s = min(zero, u) - log1p(z);
+        log_s = min(zero, u) - f.log1p;
         slope = select(positive, z * r, r);
       }
     } else if constexpr (kMap == ScaleMap::softplus) {
-      s = max(zero, u) + log1p(z) + R(k.min_scale);
-      log_s = log(s);
+      s = max(zero, u) + f.log1p + R(k.min_scale);
       slope = select(positive, r, z * r) / s;
     } else {
       s = (one + z) / select(positive, one, z);
-      log_s = log1p(z) - min(zero, u);
+      log_s = f.log1p - min(zero, u);
       slope = -select(positive, z * r, r);
     }
-  }
-  slope = select(abs(log_s) > R(k.limit), zero, slope);
-  log_s = saturate(log_s, R(k.limit));
-  if constexpr (by_log) {
-    s = exp(log_s);
-  } else {
+    slope = select((s < R(k.lowest)) | (s > R(k.highest)), zero, slope);
     s = max(R(k.lowest), min(R(k.highest), s));
+    if (kMap == ScaleMap::softplus || (kMap == ScaleMap::sigmoid && k.min_scale > T(0))) log_s = coupling_log(s);
   }
+  if constexpr (by_log) slope = select(abs(log_s) > R(k.limit), zero, slope);
+  log_s = saturate(log_s, R(k.limit));
+  if constexpr (by_log) s = coupling_exp(log_s);
   return {s, log_s, slope};
 }
 
