@@ -4,6 +4,7 @@
 #include "common/scratch.h"
 #include "ops/rbm/rbm.h"
 #include "ops/rbm/rbm_energy_math.h"
+#include "ops/rbm/rbm_lanes.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -44,26 +45,33 @@ struct Entries {
   const float* value;
 };
 
-// Visits the entries of rows [begin, end) in order: visit(row, index, value).
+// Visits the entries of rows [begin, end), those of a row in order: visit(row, index, value).
 template <class F>
 GF_HD void for_entries(const RbmSparseProduct& f, int64_t begin, int64_t end, F&& visit) {
+  const auto scan = [](const float* x, int64_t n, auto&& found) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+      for (uint32_t bits = lane_bits(load_lanes<FloatLanes>(x + i) != FloatLanes{}); bits; bits &= bits - 1)
+        found(i + __builtin_ctz(bits));
+    for (; i < n; ++i)
+      if (x[i] != 0.0f) found(i);
+  };
   if (f.transposed) {
     for (int64_t k = 0; k < f.inner; ++k) {
-      const float* x = f.left + k * f.rows;
-      for (int64_t r = begin; r < end; ++r)
-        if (x[r] != 0.0f) visit(r, k, x[r]);
+      const float* x = f.left + k * f.rows + begin;
+      scan(x, end - begin, [&](int64_t i) { visit(begin + i, k, x[i]); });
     }
   } else {
     for (int64_t r = begin; r < end; ++r) {
       const float* x = f.left + r * f.inner;
-      for (int64_t k = 0; k < f.inner; ++k)
-        if (x[k] != 0.0f) visit(r, k, x[k]);
+      scan(x, f.inner, [&](int64_t k) { visit(r, k, x[k]); });
     }
   }
 }
 
 constexpr int kRegisters = 8;  // columns that are summed at once, in registers
 constexpr int64_t kTile = kRegisters * Native<float>::size;
+constexpr int64_t kBlockRows = 32;
 
 // `rest[j]` = init[j] + 0 * (sum of column j of the scaled M): the zeros of S hide no NaN and no infinity.
 void sum_zeros(const RbmSparseProduct& f, float* GF_RESTRICT rest, int64_t begin, int64_t end) {
@@ -153,12 +161,12 @@ bool rbm_sparse_product(const RbmSparseProduct& f) {
 
   const Entries s{start, indices.get(), values.get()};
   Scratch<float> rest(f.columns);
-  const int64_t blocks = (f.rows + kRows - 1) / kRows, tiles = (f.columns + kTile - 1) / kTile;
+  const int64_t blocks = (f.rows + kBlockRows - 1) / kBlockRows, tiles = (f.columns + kTile - 1) / kTile;
   parallel_for(f.columns, kTile, [&](int64_t begin, int64_t end) { sum_zeros(f, rest.get(), begin, end); });
   // Blocks of rows of one tile follow each other: the tile of M stays in the cache.
   parallel_for(blocks * tiles, 1, [&](int64_t task, int64_t) {
-    const int64_t column = task / blocks * kTile, begin = task % blocks * kRows;
-    const int64_t end = begin + kRows < f.rows ? begin + kRows : f.rows;
+    const int64_t column = task / blocks * kTile, begin = task % blocks * kBlockRows;
+    const int64_t end = begin + kBlockRows < f.rows ? begin + kBlockRows : f.rows;
     const int width = static_cast<int>(f.columns - column < kTile ? f.columns - column : kTile);
     dispatch_tile(f, s, rest.get(), column, width, begin, end);
   });

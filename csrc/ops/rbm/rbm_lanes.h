@@ -6,6 +6,7 @@
 
 #include "common/macros.h"
 #include "common/pack.h"
+#include "ops/rbm/rbm_math.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -76,13 +77,56 @@ GF_HD IntLanes look_up(IntLanes table, WordLanes index) {
 constexpr int kTableBits = 0;  // there is no such instruction
 #endif
 
+// The lanes of a and b in turn: a0 b0 a1 b1 ... The lower half, and the upper.
+template <class V>
+GF_HD void zip(V a, V b, V& low, V& high) {
+#if defined(__GNUC__) && !defined(__clang__)
+  IntLanes from;
+  for (int i = 0; i < kLanes; ++i) from[i] = i / 2 + i % 2 * kLanes;
+  low = __builtin_shuffle(a, b, from);
+  high = __builtin_shuffle(a, b, from + kLanes / 2);
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i % 2 ? b[i / 2] : a[i / 2];
+    high[i] = i % 2 ? b[kLanes / 2 + i / 2] : a[kLanes / 2 + i / 2];
+  }
+#endif
+}
+
 // w[k] holds word k of blocks b, b + 1, ...; the result holds the words in the order of the units, 4 a block.
 GF_HD void in_unit_order(WordLanes (&w)[4]) {
-  uint32_t in[4][kLanes], out[4 * kLanes];
-  memcpy(in, w, sizeof(in));
-  for (int b = 0; b < kLanes; ++b)
-    for (int k = 0; k < 4; ++k) out[4 * b + k] = in[k][b];
-  memcpy(w, out, sizeof(out));
+  WordLanes even[2], odd[2];
+  zip(w[0], w[2], even[0], even[1]);
+  zip(w[1], w[3], odd[0], odd[1]);
+  zip(even[0], odd[0], w[0], w[1]);
+  zip(even[1], odd[1], w[2], w[3]);
+}
+
+// Transposes a square of kLanes rows: after log2(kLanes) perfect shuffles of the rows, rows are columns.
+GF_HD void transpose(IntLanes (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    IntLanes next[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) zip(rows[i], rows[i + kLanes / 2], next[2 * i], next[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// Half to even, for |x| < 2^31.
+GF_HD IntLanes round_even(FloatLanes x) {
+#if defined(__AVX512F__)
+  return (IntLanes)_mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
+#elif defined(__AVX__)
+  return (IntLanes)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (IntLanes)_mm_cvtps_epi32((__m128)x);
+#else
+  IntLanes q;
+  for (int i = 0; i < kLanes; ++i) q[i] = round_even(x[i]);
+  return q;
+#endif
 }
 
 }  // namespace GF_BACKEND

@@ -3,6 +3,7 @@
 
 #include "common/parallel.h"
 #include "ops/rbm/rbm.h"
+#include "ops/rbm/rbm_lanes.h"
 #include "ops/rbm/rbm_math.h"
 
 namespace gf {
@@ -19,6 +20,18 @@ inline MagnitudeBits<T> largest_magnitude(const T* x, int64_t n) {
     m = b > m ? b : m;
   }
   return m;
+}
+
+// A row of a block in fixed point; columns that do not exist are 0.
+template <class T>
+inline void round_row(const T* GF_RESTRICT w, int64_t width, T scale, int32_t* GF_RESTRICT out) {
+  int64_t j = 0;
+  if constexpr (sizeof(T) == 4) {
+    for (; j + kLanes <= width; j += kLanes)
+      store_lanes(out + j, round_even(load_lanes<FloatLanes>(w + j) * VectorLane::splat(scale)));
+  }
+  for (; j < width; ++j) out[j] = round_even(w[j] * scale);
+  for (; j < kRbmPanel; ++j) out[j] = 0;
 }
 
 // Fills weights_h, weights_v, bias_h, bias_v of the workspace; returns e, or INT32_MIN where a number is not finite.
@@ -89,21 +102,23 @@ inline int rbm_quantise(const RbmGibbs& f, const RbmWorkspace& at) {
     for (int64_t q = 0; q < at.panels_v; ++q) {
       for (int64_t i = 0; i < kRbmPanel; ++i) {
         const int64_t row = q * kRbmPanel + i;
-        const T* GF_RESTRICT w = W + row * nh + j0;
-        const int64_t count = row < nv ? width : 0;
-        if (count == kRbmPanel) {
-          for (int64_t j = 0; j < kRbmPanel; ++j) block[i][j] = round_even(w[j] * inverse);
-        } else {
-          for (int64_t j = 0; j < kRbmPanel; ++j) block[i][j] = j < count ? round_even(w[j] * inverse) : 0;
-        }
+        if (row < nv)
+          round_row(W + row * nh + j0, width, inverse, block[i]);
+        else
+          memset(block[i], 0, sizeof(block[i]));
       }
       for (int64_t s = 0; s < kRbmPanel; s += kRbmStrip) {
         int32_t* GF_RESTRICT up = f.workspace + at.weights_h + ((j0 + s) * units_v + q * kRbmPanel * kRbmStrip);
         int32_t* GF_RESTRICT down = f.workspace + at.weights_v + ((q * kRbmPanel + s) * units_h + j0 * kRbmStrip);
-        for (int64_t i = 0; i < kRbmPanel; ++i)
-          for (int64_t j = 0; j < kRbmStrip; ++j) up[i * kRbmStrip + j] = block[i][s + j];
-        for (int64_t j = 0; j < kRbmPanel; ++j)
-          for (int64_t i = 0; i < kRbmStrip; ++i) down[j * kRbmStrip + i] = block[s + i][j];
+        for (int64_t i = 0; i < kRbmPanel; ++i) memcpy(up + i * kRbmStrip, block[i] + s, kRbmStrip * sizeof(int32_t));
+        for (int64_t i = 0; i < kRbmStrip; i += kLanes) {
+          for (int64_t j = 0; j < kRbmPanel; j += kLanes) {
+            IntLanes square[kLanes];
+            for (int r = 0; r < kLanes; ++r) square[r] = load_lanes<IntLanes>(block[s + i + r] + j);
+            transpose(square);
+            for (int r = 0; r < kLanes; ++r) store_lanes(down + (j + r) * kRbmStrip + i, square[r]);
+          }
+        }
       }
     }
   });

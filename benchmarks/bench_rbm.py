@@ -1,0 +1,137 @@
+"""Restricted Boltzmann machines: Gibbs sweeps and a training step, against products and torch.bernoulli."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from genfast import ops
+from genfast.reference import rbm as reference
+
+from .baselines import compiled
+from .timing import Case, Contender, Options
+
+FLOAT = 4
+Machine = tuple[Tensor, Tensor, Tensor]
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """One sweep of many chains at two densities, and one CD-1 step at the size of the usual MNIST machine."""
+    chains = 4096 if options.cuda else 2048
+    for density, target in ((0.13, 5.0), (0.5, 3.0)):
+        yield _sweep(options, chains, 784, 1024, density, 8.0 if options.cuda else target)
+    yield _sweep(options, 128, 784, 500, 0.13, None)
+    yield _training_step(options)
+
+
+def _machine(options: Options, nv: int, nh: int, density: float, generator: torch.Generator) -> Machine:
+    """Weights of a young machine whose units are active with about the given probability."""
+    W = 0.05 * torch.randn(nv, nh, device=options.device, generator=generator)
+    bias = math.log(density / (1 - density))
+    return W, torch.full((nv,), bias, device=options.device), torch.full((nh,), bias, device=options.device)
+
+
+def _data(options: Options, n: int, nv: int, density: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(n, nv, device=options.device, generator=generator) < density).float()
+
+
+def eager_sweep(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
+    """What one writes without genfast."""
+    h = torch.bernoulli(torch.sigmoid(torch.addmm(hbias, v, W)))
+    return torch.bernoulli(torch.sigmoid(torch.addmm(vbias, h, W.t()))), h
+
+
+def _same_distribution(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str:
+    """Samples differ; the share of active units must not, by more than six standard errors."""
+    for name, a, b in zip(("v", "h"), ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return f"{name}: shapes {list(a.shape)} and {list(b.shape)}"
+        for what, dims in (("a unit", 0), ("all units", (0, 1))):
+            difference = (a.mean(dims) - b.mean(dims)).abs().max().item()
+            count = a.shape[0] if dims == 0 else a.numel()
+            if difference > 6 * math.sqrt(2 * 0.25 / count):
+                return f"{name}: the activity of {what} differs by {difference:.3g}"
+    return ""
+
+
+def _sweep(options: Options, n: int, nv: int, nh: int, density: float, target: float | None) -> Case:
+    generator = options.generator()
+    machine = _machine(options, nv, nh, density, generator)
+    v = _data(options, n, nv, density, generator)
+    contenders = [
+        Contender("genfast", lambda: ops.rbm_gibbs(v, *machine)),
+        Contender("eager", lambda: eager_sweep(v, *machine), target=target),
+    ]
+    if options.compile:
+        function = compiled(eager_sweep)
+        contenders.append(Contender("torch.compile", lambda: function(v, *machine), compiled=True))
+    return Case(
+        "rbm_gibbs",
+        f"{n:,} chains, {nv}x{nh}, density {density:g}, one sweep",
+        contenders,
+        # States in and out, weights in. No arithmetic is stated: what must be computed depends on the density.
+        bytes_moved=FLOAT * (n * (2 * nv + nh) + nv * nh),
+        compare=_same_distribution,
+    )
+
+
+def _trainer(machine: Machine, step: Callable[[list[Tensor]], None]) -> Callable[[], Sequence[Tensor]]:
+    parameters = [p.clone().requires_grad_() for p in machine]
+    optimizer = torch.optim.SGD(parameters, lr=1e-4)
+
+    def run() -> Sequence[Tensor]:
+        optimizer.zero_grad()
+        step(parameters)
+        optimizer.step()
+        return [p.grad for p in parameters if p.grad is not None]
+
+    return run
+
+
+def _training_step(options: Options) -> Case:
+    n, nv, nh, density = 128, 784, 500, 0.13
+    generator = options.generator()
+    machine = _machine(options, nv, nh, density, generator)
+    data = _data(options, n, nv, density, generator)
+
+    def ours(p: list[Tensor]) -> None:
+        samples, _ = ops.rbm_gibbs(data, *p)
+        both = ops.rbm_free_energy(torch.stack([data, samples]), *p)
+        (both[0] - both[1]).mean().backward()
+
+    def eager(p: list[Tensor]) -> None:
+        with torch.no_grad():
+            samples, _ = eager_sweep(data, *p)
+        (reference.rbm_free_energy(data, *p).mean() - reference.rbm_free_energy(samples, *p).mean()).backward()
+
+    @torch.no_grad()
+    def by_hand(p: list[Tensor]) -> None:
+        W, vbias, hbias = p
+        before = torch.sigmoid(torch.addmm(hbias, data, W))
+        h = torch.bernoulli(before)
+        samples = torch.bernoulli(torch.sigmoid(torch.addmm(vbias, h, W.t())))
+        after = torch.sigmoid(torch.addmm(hbias, samples, W))
+        W.grad = (samples.t() @ after).addmm_(data.t(), before, alpha=-1).div_(n)
+        vbias.grad, hbias.grad = (samples - data).mean(0), (after - before).mean(0)
+
+    def same_gradients(a: Sequence[Tensor], b: Sequence[Tensor]) -> str:
+        # The negative phase is a mean over n samples of products of two numbers in [0, 1].
+        for name, x, y in zip(("W", "vbias", "hbias"), a, b, strict=True):
+            difference = (x - y).abs().max().item()
+            if difference > 8 * math.sqrt(2 * 0.25 / n):
+                return f"gradient of {name}: differs by {difference:.3g}"
+        return ""
+
+    return Case(
+        "RBM training",
+        f"CD-1 step, {nv}x{nh}, batch {n}, SGD",
+        [
+            Contender("genfast", _trainer(machine, ours)),
+            Contender("eager", _trainer(machine, eager), target=None if options.cuda else 3.0),
+            Contender("eager, gradients by hand", _trainer(machine, by_hand)),
+        ],
+        # Weights in twice (two kernels), gradient out and in, weights out; states.
+        bytes_moved=FLOAT * (5 * nv * nh + n * (4 * nv + 3 * nh)),
+        compare=same_gradients,
+    )
