@@ -11,8 +11,8 @@ RqSplineSizes sizes(const Tensor& x, const Tensor& widths, const Tensor& slopes)
   if (x.ndim != 1 || widths.ndim != 2 || slopes.ndim != 2)
     throw std::invalid_argument("rq_spline: expected [n] numbers and [n, k] parameters");
   const int64_t bins = widths.shape[1], knots = slopes.shape[1];
-  if (bins < 1 || bins > (1 << 28) || knots < bins - 1 || knots > (1 << 28))
-    throw std::invalid_argument("rq_spline: expected bins >= 1 and at least bins - 1 slopes");
+  if (bins < 1 || bins > (1 << 24) || knots < bins - 1 || knots > (1 << 25))
+    throw std::invalid_argument("rq_spline: expected 1 to 2^24 bins, and at least one slope less");
   return {x.shape[0], bins, knots, bins, bins, knots};
 }
 

@@ -24,11 +24,25 @@ struct Rows {
   int64_t stride_w, stride_h, stride_d;
 };
 
-// The raw slopes at both ends of each lane's bin; `at` are their places in the row.
+// Lane i from p[at[i]].
+template <class P, class T>
+GF_HD P gather(const T* p, typename P::IntVec at) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same<T, float>::value)
+    return P((typename P::Vec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, (__m512i)at, p, 4));
+#endif
+  typename P::Int place[P::size];
+  T values[P::size];
+  memcpy(place, &at, sizeof(place));
+  for (int i = 0; i < P::size; ++i) values[i] = p[place[i]];
+  return load<P>(values);
+}
+
+// The slopes at both ends of each lane's bin, and where they lie.
 template <class P>
 struct Slopes {
   RqSlope<P> low, high;
-  int low_at[P::size], high_at[P::size];
+  typename P::IntVec low_at, high_at;
 };
 
 template <class P, class T>
@@ -36,19 +50,15 @@ GF_HD Slopes<P> load_slopes(const T* d, int64_t stride, int slopes, typename P::
   using I = RqIndex<P>;
   Slopes<P> s;
   P low(0), high(0);
-  typename P::Int bin[P::size];
-  memcpy(bin, &k, sizeof(bin));
   if (slopes > 0) {
-    T low_raw[P::size], high_raw[P::size];
-    for (int i = 0; i < P::size; ++i) {
-      const int at = static_cast<int>(bin[i]);
-      s.low_at[i] = at > 0 ? at - 1 : 0;
-      s.high_at[i] = at < slopes ? at : slopes - 1;
-      low_raw[i] = d[i * stride + s.low_at[i]];
-      high_raw[i] = d[i * stride + s.high_at[i]];
-    }
-    low = load<P>(low_raw);
-    high = load<P>(high_raw);
+    typename P::Int rows[P::size];
+    for (int i = 0; i < P::size; ++i) rows[i] = static_cast<typename P::Int>(i * stride);
+    typename P::IntVec row;
+    memcpy(&row, rows, sizeof(row));
+    s.low_at = row + (k > 0 ? k - 1 : k);
+    s.high_at = row + (k < slopes ? k : I::splat(slopes - 1));
+    low = gather<P>(d, s.low_at);
+    high = gather<P>(d, s.high_at);
   }
   const auto last = c.outer_slope ? I::equal(-1, k) : I::equal(c.bins - 1, k);
   s.low = rq_slope(low, I::equal(0, k), c);
@@ -58,13 +68,21 @@ GF_HD Slopes<P> load_slopes(const T* d, int64_t stride, int slopes, typename P::
 
 template <class P, class T>
 GF_HD void store_slope_grads(T* grad, int64_t stride, int slopes, const Slopes<P>& s, P low, P high) {
-  for (int i = 0; i < P::size; ++i)
-    for (int j = 0; j < slopes; ++j) grad[i * stride + j] = 0;
   if (slopes == 0) return;
+  if (stride == slopes) {
+    memset(grad, 0, P::size * slopes * sizeof(T));
+  } else {
+    for (int i = 0; i < P::size; ++i) memset(grad + i * stride, 0, slopes * sizeof(T));
+  }
+  typename P::Int low_at[P::size], high_at[P::size];
+  T low_grad[P::size], high_grad[P::size];
+  memcpy(low_at, &s.low_at, sizeof(low_at));
+  memcpy(high_at, &s.high_at, sizeof(high_at));
+  store(low_grad, low);
+  store(high_grad, high);
   for (int i = 0; i < P::size; ++i) {
-    T* row = grad + i * stride;
-    row[s.low_at[i]] = low[i];
-    row[s.high_at[i]] += high[i];
+    grad[low_at[i]] = low_grad[i];
+    grad[high_at[i]] += high_grad[i];
   }
 }
 
