@@ -16,14 +16,14 @@ from genfast.reference import rq_spline as reference
 
 Options = tuple[float, float, float, float, bool]  # bound, minima of width, height and derivative, inverse
 
-# --- the two ops ------------------------------------------------------------------------------------------------------
+# --- the ops: forward and backward, with the parameters in three tensors or packed in one -----------------------------
 
 
 def _forward(
-    x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor,
-    bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    y, log_det = x.new_empty(x.shape), x.new_empty(x.shape, dtype=check.accumulate_dtype(x))
+    x: Tensor, widths: Tensor, heights: Tensor | None, slopes: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    y, log_det = _forward_fake(x)
+    bound, min_width, min_height, min_slope, inverse = options
     _native.rq_spline_forward(
         x=x, widths=widths, heights=heights, slopes=slopes, y=y, log_det=log_det, bound=bound, min_width=min_width,
         min_height=min_height, min_slope=min_slope, inverse=inverse, stream=_native.stream(x),
@@ -35,50 +35,65 @@ def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=check.accumulate_dtype(x))
 
 
-def _backward(
-    x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, grad_y: Tensor, grad_log_det: Tensor,
-    bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grads = _backward_fake(x, widths, heights, slopes)
+def _forward_packed(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return _forward(x, params, None, None, *options)
+
+
+def _gradients(
+    x: Tensor, parameters: tuple[Tensor, ...], grad_y: Tensor, grad_log_det: Tensor, options: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    grads = (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters))
+    at = dict(zip(("widths", "heights", "slopes"), parameters, strict=False))
+    grad_at = dict(zip(("widths", "heights", "slopes"), grads[1:], strict=False))
+    bound, min_width, min_height, min_slope, inverse = options
     _native.rq_spline_backward(
-        x=x, widths=widths, heights=heights, slopes=slopes, grad_y=grad_y, grad_log_det=grad_log_det,
-        grad_x=grads[0], grad_widths=grads[1], grad_heights=grads[2], grad_slopes=grads[3], bound=bound,
-        min_width=min_width, min_height=min_height, min_slope=min_slope, inverse=inverse, stream=_native.stream(x),
+        x=x, widths=at["widths"], heights=at.get("heights"), slopes=at.get("slopes"), grad_y=grad_y,
+        grad_log_det=grad_log_det, grad_x=grads[0], grad_widths=grad_at["widths"],
+        grad_heights=grad_at.get("heights"), grad_slopes=grad_at.get("slopes"), bound=bound, min_width=min_width,
+        min_height=min_height, min_slope=min_slope, inverse=inverse, stream=_native.stream(x),
     )  # fmt: skip
     return grads
 
 
-def _backward_fake(
-    x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape),
-        widths.new_empty(widths.shape),
-        heights.new_empty(heights.shape),
-        slopes.new_empty(slopes.shape),
+def _backward(
+    x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, grad_y: Tensor, grad_log_det: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    return _gradients(x, (widths, heights, slopes), grad_y, grad_log_det, options)
+
+
+def _backward_fake(x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in (x, widths, heights, slopes))
+
+
+def _backward_packed(
+    x: Tensor, params: Tensor, grad_y: Tensor, grad_log_det: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    return _gradients(x, (params,), grad_y, grad_log_det, options)
+
+
+def _backward_packed_fake(x: Tensor, params: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), params.new_empty(params.shape)
+
+
+def _define(name: str, tensors: tuple[str, ...], outputs: int, impl: Any, fake: Any) -> Any:
+    arguments = ", ".join(f"Tensor {t}" for t in tensors)
+    options = "float bound, float min_width, float min_height, float min_slope, bool inverse"
+    results = ", ".join(["Tensor"] * outputs)
+    return define(
+        name, f"({arguments}, {options}) -> ({results})", impl, fake, rows=tensors, row_outputs=(True,) * outputs
     )
 
 
-_OPTIONS = "float bound, float min_width, float min_height, float min_slope, bool inverse"
-_INPUTS = "Tensor x, Tensor widths, Tensor heights, Tensor slopes"
-_ROWS = ("x", "widths", "heights", "slopes", "grad_y", "grad_log_det")
-
-_forward_op = define(
-    "rq_spline_forward",
-    f"({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    rows=_ROWS,
-    row_outputs=(True, True),
-)
-_backward_op = define(
-    "rq_spline_backward",
-    f"({_INPUTS}, Tensor grad_y, Tensor grad_log_det, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-    rows=_ROWS,
-    row_outputs=(True, True, True, True),
-)
+_THREE, _ONE, _GRADS = ("x", "widths", "heights", "slopes"), ("x", "params"), ("grad_y", "grad_log_det")
+# by the number of parameter tensors
+_FORWARD = {
+    3: _define("rq_spline_forward", _THREE, 2, _forward, _forward_fake),
+    1: _define("rq_spline_packed_forward", _ONE, 2, _forward_packed, _forward_fake),
+}
+_BACKWARD = {
+    3: _define("rq_spline_backward", _THREE + _GRADS, 4, _backward, _backward_fake),
+    1: _define("rq_spline_packed_backward", _ONE + _GRADS, 2, _backward_packed, _backward_packed_fake),
+}
 
 
 # --- the differentiable function --------------------------------------------------------------------------------------
@@ -86,39 +101,48 @@ _backward_op = define(
 
 def _reference(options: Options) -> Callable[..., tuple[Tensor, Tensor]]:
     bound, min_width, min_height, min_slope, inverse = options
-    return functools.partial(
+    function = functools.partial(
         reference.rational_quadratic_spline,
         bound=bound, min_bin_width=min_width, min_bin_height=min_height, min_derivative=min_slope, inverse=inverse,
     )  # fmt: skip
+
+    def of_packed_or_not(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        if len(parameters) == 1:
+            bins = (parameters[0].shape[-1] + 1) // 3
+            parameters = parameters[0].split([bins, bins, bins - 1], -1)
+        return function(x, *parameters)
+
+    return of_packed_or_not
 
 
 class _Spline(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = _forward_op(x, widths, heights, slopes, *options)
+    def forward(options: Options, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = _FORWARD[len(parameters)](x, *parameters, *options)
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004
-        *tensors, ctx.options = inputs
+        ctx.options, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         if wants_double_backward(*inputs, *grads):
-            return (*reference_vjp(_reference(ctx.options), inputs, grads), None)
-        return (*_backward_op(*inputs, *grads, *ctx.options), None)
+            return (None, *reference_vjp(_reference(ctx.options), inputs, grads))
+        return (None, *_BACKWARD[len(inputs) - 1](*inputs, *grads, *ctx.options))
 
 
 def rational_quadratic_spline(
     x: Tensor,
-    widths: Tensor,
-    heights: Tensor,
-    derivatives: Tensor,
+    widths: Tensor | None = None,
+    heights: Tensor | None = None,
+    derivatives: Tensor | None = None,
     *,
+    params: Tensor | None = None,
     bound: float = 3.0,
     tails: str = "linear",
     min_bin_width: float = 1e-3,
@@ -146,6 +170,8 @@ def rational_quadratic_spline(
         heights: raw heights `[..., K]`.
         derivatives: raw slopes `[..., K - 1]`. More are accepted as nflows does: with K or more, the K-th gives the
             slope at the right end of the last bin instead of 1; those after it are not read and get no gradient.
+        params: in place of the three, one tensor `[..., 3 K - 1]` of rows [widths | heights | derivatives], as a
+            network puts it out. It is read, and its gradient written, without taking it apart.
         bound: B, the half side of the square.
         tails: what lies outside the square; "linear", the identity, is what there is.
         min_bin_width: the least share m of the square's width that a bin takes.
@@ -158,7 +184,7 @@ def rational_quadratic_spline(
         log_det: `[...]`, log dy/dx of the map just applied, in nats; float32 for half types.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        TypeError: an argument is missing or is not a floating-point tensor, or dtypes differ.
         ValueError: a shape does not fit, tensors lie on different devices, the minima leave no room for K bins, or
             `bound`, `tails` or `min_derivative` is out of range.
 
@@ -174,29 +200,46 @@ def rational_quadratic_spline(
         (torch.Size([64, 2]), torch.Size([64, 2]))
     """
     check.floating("x", x)
-    check.same_dtype_and_device(x, x=x, widths=widths, heights=heights, derivatives=derivatives)
-    bins = _bins(widths)
+    if params is None:
+        rows = _separate(x, widths, heights, derivatives)
+        bins = rows[0].shape[-1]
+    elif widths is None and heights is None and derivatives is None:
+        rows, bins = _packed(x, params)
+    else:
+        raise TypeError("params: got it and widths, heights or derivatives too, want one or the other")
     _check_options(bins, bound, tails, min_bin_width, min_bin_height, min_derivative)
-    w = _rows("widths", widths, x, bins, "K")
-    h = _rows("heights", heights, x, bins, f"K = {bins} of widths")
-    d = _rows("derivatives", derivatives, x, None, f"at least K - 1 = {bins - 1}")
-    if d.shape[-1] < bins - 1:
-        raise ValueError(f"derivatives: got {d.shape[-1]} a number, want at least K - 1 = {bins - 1}")
     flat = x if x.dim() == 1 else x.reshape(-1)
     options = (float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative), bool(inverse))
     if use_reference(x):
-        y, log_det = _reference(options)(flat, w, h, d)
+        y, log_det = _reference(options)(flat, *rows)
     elif torch.is_grad_enabled():
-        y, log_det = _Spline.apply(flat, w, h, d, options)
+        y, log_det = _Spline.apply(options, flat, *rows)
     else:
-        y, log_det = _forward_op(flat, w, h, d, *options)
+        y, log_det = _FORWARD[len(rows)](flat, *rows, *options)
     return (y, log_det) if x.dim() == 1 else (y.reshape(x.shape), log_det.reshape(x.shape))
 
 
-def _bins(widths: Tensor) -> int:
+def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any) -> tuple[Tensor, ...]:
+    check.same_dtype_and_device(x, x=x, widths=widths, heights=heights, derivatives=derivatives)
     if widths.dim() == 0 or widths.shape[-1] == 0:
         raise ValueError(f"widths: got shape {list(widths.shape)}, want [..., K] with K >= 1")
-    return int(widths.shape[-1])
+    bins = int(widths.shape[-1])
+    rows = (
+        _rows("widths", widths, x, bins, "K"),
+        _rows("heights", heights, x, bins, f"K = {bins} of widths"),
+        _rows("derivatives", derivatives, x, None, f"at least K - 1 = {bins - 1}"),
+    )
+    if rows[2].shape[-1] < bins - 1:
+        raise ValueError(f"derivatives: got {rows[2].shape[-1]} a number, want at least K - 1 = {bins - 1}")
+    return rows
+
+
+def _packed(x: Tensor, params: Any) -> tuple[tuple[Tensor, ...], int]:
+    check.same_dtype_and_device(x, x=x, params=params)
+    size = params.shape[-1] if params.dim() else 0
+    if size % 3 != 2:
+        raise ValueError(f"params: got shape {list(params.shape)}, want [..., 3 K - 1] with K >= 1")
+    return (_rows("params", params, x, size, f"{size}"),), (size + 1) // 3
 
 
 def _rows(name: str, p: Tensor, x: Tensor, count: int | None, meaning: str) -> Tensor:
@@ -218,7 +261,7 @@ def _check_options(
 ) -> None:
     if tails != "linear":
         raise ValueError(f"tails: got {tails!r}, want 'linear' (the identity outside [-bound, bound])")
-    if not (bound > 0 and math.isfinite(bound)):
+    if not 0 < bound < math.inf:
         raise ValueError(f"bound: got {bound}, want a positive finite number")
     for name, least in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
         if not 0 <= least * bins <= 1:

@@ -107,6 +107,41 @@ class TestRationalQuadraticSpline(OpTests):
     )  # fmt: skip
 
 
+def make_packed(case, generator):
+    tensors = make(case, generator)
+    return {"x": tensors.pop("x"), "params": torch.cat(list(tensors.values()), -1)}
+
+
+def packed_reference(x, params, **options):
+    k = (params.shape[-1] + 1) // 3
+    return reference.rational_quadratic_spline(x, *params.split([k, k, k - 1], -1), **options)
+
+
+class TestPackedParameters(OpTests):
+    spec = OpSpec(
+        name="rational_quadratic_spline", function=spline, reference=packed_reference, make=make_packed,
+        cases=[(6, 5, 0), (5, 3, 0), (130, 8, 0), (67, 10, 0), (257, 16, 0)], rows=["x", "params"],
+        variants={"forward": {}, "inverse": {"inverse": True}},
+        bad={
+            "both kinds": BadInput(
+                lambda t: {"widths": t["params"]}, TypeError,
+                "params: got it and widths, heights or derivatives too, want one or the other",
+            ),
+            "neither kind": BadInput(
+                lambda t: {"params": None}, TypeError, "widths: got NoneType, want a torch.Tensor"
+            ),
+            "no such K": BadInput(
+                lambda t: {"params": t["params"][:, 1:]}, ValueError,
+                r"params: got shape \[6, 13\], want \[..., 3 K - 1\] with K >= 1",
+            ),
+            "other numbers": BadInput(
+                lambda t: {"params": t["params"][:4]}, ValueError,
+                r"params: got shape \[4, 14\], want \[6, 14\], or what broadcasts to it",
+            ),
+        },
+    )  # fmt: skip
+
+
 # --- against nflows ---------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +356,20 @@ def test_parameters_broadcast(native):
         assert relative_error(a, b) <= 1e-11
 
 
-def test_saves_the_inputs_only(native):
+def test_packed_parameters_give_the_same_numbers(kernels):
+    for k in BINS:
+        t = inputs((70, k, 0), kernels, seed=k, dtype=torch.float32)
+        cotangents = [torch.ones_like(t["x"])] * 2
+        out, grads = vjp(spline, t, {}, cotangents)
+        packed = {"x": t.pop("x"), "params": torch.cat(list(t.values()), -1)}
+        packed_out, packed_grads = vjp(spline, packed, {}, cotangents)
+        assert all(torch.equal(a, b) for a, b in zip(out, packed_out, strict=True))
+        assert torch.equal(grads.pop("x"), packed_grads.pop("x"))
+        assert torch.equal(torch.cat(list(grads.values()), -1), packed_grads["params"])
+
+
+@pytest.mark.parametrize("make", [make, make_packed])
+def test_saves_the_inputs_only(native, make):
     t = {k: v.requires_grad_() for k, v in make((100, 8, 0), torch.Generator().manual_seed(1)).items()}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda s: saved.append(s.data_ptr()) or s, lambda s: s):
