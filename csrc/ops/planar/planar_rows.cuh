@@ -1,0 +1,207 @@
+// How rows, weights and sums of a planar flow lie in the registers and the shared memory of a block.
+#pragma once
+
+#include "common/chunks.h"
+#include "common/launch.cuh"
+#include "common/reduce.cuh"
+#include "ops/planar/planar.h"
+#include "ops/planar/planar_math.h"
+
+namespace gf {
+inline namespace GF_BACKEND {
+namespace planar {
+
+constexpr int kBlock = 128, kWarps = kBlock / kWarpSize;
+
+// Half types are converted where rows and weights are read and written; everything else is float or double.
+template <class T>
+__device__ __forceinline__ T load_number(const void* p, DType dtype, int64_t i) {
+  if constexpr (sizeof(T) == 8) {
+    return static_cast<const double*>(p)[i];
+  } else {
+    if (dtype == DType::f16) return to_real(static_cast<const Half*>(p)[i]);
+    if (dtype == DType::bf16) return to_real(static_cast<const BFloat16*>(p)[i]);
+    return static_cast<const float*>(p)[i];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_number(void* p, DType dtype, int64_t i, T x) {
+  if constexpr (sizeof(T) == 8) {
+    static_cast<double*>(p)[i] = x;
+  } else if (dtype == DType::f16) {
+    static_cast<Half*>(p)[i] = from_real<Half>(x);
+  } else if (dtype == DType::bf16) {
+    static_cast<BFloat16*>(p)[i] = from_real<BFloat16>(x);
+  } else {
+    static_cast<float*>(p)[i] = x;
+  }
+}
+
+template <class T>
+__device__ __forceinline__ T epsilon_of(DType dtype) {
+  return dtype == DType::f16    ? T(storage_epsilon<Half>())
+         : dtype == DType::bf16 ? T(storage_epsilon<BFloat16>())
+         : dtype == DType::f32  ? T(storage_epsilon<float>())
+                                : T(storage_epsilon<double>());
+}
+
+template <class T>
+__device__ __forceinline__ T group_sum(T value, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+// The order in which a pass takes the layers.
+struct Order {
+  int64_t first, step;
+  __device__ __forceinline__ int64_t layer(int64_t i) const { return first + i * step; }
+};
+
+// How rows lie in registers: `lanes` threads a row, each with kPer numbers in packets of kVec that are dealt out in
+// turn.
+struct Shape {
+  int lanes, log_lanes;
+  int width;  // lanes * kPer >= d; the rest are zeros
+  int tile;   // layers staged at a time
+};
+
+template <class T, int kVec>
+struct alignas(sizeof(T) * kVec) Packet {
+  T v[kVec];
+};
+
+template <class T, int kPer>
+struct Rows {
+  static constexpr int kVec = kPer * sizeof(T) < 16 ? kPer : static_cast<int>(16 / sizeof(T));
+
+  // The component that number e of a lane is.
+  static __device__ __forceinline__ int component(int e, int lane, int lanes) {
+    return (e / kVec * lanes + lane) * kVec + e % kVec;
+  }
+  static __device__ __forceinline__ void load(const void* rows, DType dtype, int64_t row, int64_t d, bool active,
+                                              int lane, int lanes, T (&out)[kPer]) {
+    GF_UNROLL
+    for (int e = 0; e < kPer; ++e) {
+      const int c = component(e, lane, lanes);
+      out[e] = active && c < d ? load_number<T>(rows, dtype, row * d + c) : T(0);
+    }
+  }
+  static __device__ __forceinline__ void store(void* rows, DType dtype, int64_t row, int64_t d, bool active, int lane,
+                                               int lanes, const T (&in)[kPer]) {
+    GF_UNROLL
+    for (int e = 0; e < kPer; ++e) {
+      const int c = component(e, lane, lanes);
+      if (active && c < d) store_number<T>(rows, dtype, row * d + c, in[e]);
+    }
+  }
+  // f(e, weight of the lane's number e), of one layer in shared memory.
+  template <class F>
+  static __device__ __forceinline__ void each(const T* weights, int lane, int lanes, F&& f) {
+    GF_UNROLL
+    for (int e = 0; e < kPer; e += kVec) {
+      const Packet<T, kVec> p = *reinterpret_cast<const Packet<T, kVec>*>(weights + component(e, lane, lanes));
+      GF_UNROLL
+      for (int i = 0; i < kVec; ++i) f(e + i, p.v[i]);
+    }
+  }
+};
+
+// The weights of a tile of layers in shared memory: w and u [tile, width], w.u and b [tile].
+template <class T>
+struct Tile {
+  T *w, *u, *wu, *b;
+
+  __device__ __forceinline__ Tile(T* memory, const Shape& s)
+      : w(memory), u(w + s.tile * s.width), wu(u + s.tile * s.width), b(wu + s.tile) {}
+
+  static std::size_t bytes(const Shape& s) { return static_cast<std::size_t>(s.tile) * (2 * s.width + 2) * sizeof(T); }
+
+  // Layers i0 ... of the order; all threads of the block take part.
+  __device__ void load(const void* w_in, const void* u_in, const void* b_in, DType dtype, const PlanarSizes& size,
+                       const Shape& s, Order order, int64_t i0, bool inverse) const {
+    __syncthreads();  // nobody still reads the tile before
+    const int layers = static_cast<int>(size.k - i0 < s.tile ? size.k - i0 : s.tile);
+    for (int j = block_thread(); j < layers * s.width; j += kBlock) {
+      const int c = j % s.width;
+      const int64_t at = order.layer(i0 + j / s.width) * size.d + c;
+      w[j] = c < size.d ? load_number<T>(w_in, dtype, at) : T(0);
+      u[j] = c < size.d ? load_number<T>(u_in, dtype, at) : T(0);
+    }
+    __syncthreads();
+    for (int j = warp_index(); j < layers; j += kWarps) {
+      T sums[2] = {T(0), T(0)};
+      for (int c = lane_index(); c < s.width; c += kWarpSize) {
+        const T product = w[j * s.width + c] * u[j * s.width + c];
+        sums[0] += product;
+        sums[1] += abs(product);
+      }
+      warp_sum(sums);
+      if (lane_index() == 0) {
+        wu[j] = inverse ? planar_invertible_wu(sums[0], sums[1], epsilon_of<T>(dtype)) : sums[0];
+        b[j] = load_number<T>(b_in, dtype, order.layer(i0 + j));
+      }
+    }
+    __syncthreads();
+  }
+};
+
+template <class T>
+struct Step {
+  T h, log_q;
+};
+
+// One layer of the forward or inverse, given w.z + b; `a` becomes the argument of tanh.
+template <class T>
+__device__ __forceinline__ Step<T> planar_step(T& a, T wu, bool inverse) {
+  if (inverse) a = planar_solve(a, wu);
+  const PlanarLayer<T> f = planar_layer(a, wu);
+  return {inverse ? -f.h : f.h, log(abs(f.q))};
+}
+
+// Where the sums over the rows of a chunk go: grad_w [k, d], grad_u [k, d], grad_b [k], c [k].
+template <class T>
+struct Part {
+  T *w, *u, *b, *c;
+
+  __device__ __forceinline__ Part(const PlanarBackward& f, int64_t chunk) {
+    const int64_t kd = f.size.k * f.size.d;
+    w = static_cast<T*>(f.workspace) + chunk * (2 * kd + 2 * f.size.k);
+    u = w + kd;
+    b = u + kd;
+    c = b + f.size.k;
+  }
+  __device__ __forceinline__ void clear(const PlanarSizes& size) const {
+    for (int64_t i = block_thread(); i < 2 * size.k * size.d + 2 * size.k; i += block_threads()) w[i] = T(0);
+    __syncthreads();
+  }
+};
+
+// Sums each v[e] over the rows of a warp, which lie `lanes` threads apart, and hands every thread some of the sums: at
+// each step a thread keeps half of its numbers and gives the others away. f(e, sum) for those it ends up with.
+template <int kLeft, int kOffset, int kPer, class T, class F>
+__device__ __forceinline__ void sum_over_rows(T (&v)[kPer], int lanes, int base, F&& f) {
+  if constexpr (kOffset > 0) {
+    if (kOffset >= lanes) {
+      if constexpr (kLeft > 1) {
+        const bool upper = (lane_index() & kOffset) != 0;
+        GF_UNROLL
+        for (int i = 0; i < kLeft / 2; ++i) {
+          const T give = upper ? v[i] : v[i + kLeft / 2];
+          const T keep = upper ? v[i + kLeft / 2] : v[i];
+          v[i] = keep + __shfl_xor_sync(kFullWarp, give, kOffset);
+        }
+        return sum_over_rows<kLeft / 2, kOffset / 2>(v, lanes, base + (upper ? kLeft / 2 : 0), f);
+      } else {
+        v[0] += __shfl_xor_sync(kFullWarp, v[0], kOffset);
+        return sum_over_rows<1, kOffset / 2>(v, lanes, base, f);
+      }
+    }
+  }
+  GF_UNROLL
+  for (int i = 0; i < kLeft; ++i) f(base + i, v[i]);
+}
+
+}  // namespace planar
+}  // namespace GF_BACKEND
+}  // namespace gf
