@@ -71,52 +71,42 @@ GF_HD void for_entries(const RbmSparseProduct& f, int64_t begin, int64_t end, F&
 
 constexpr int kRegisters = 8;  // columns that are summed at once, in registers
 constexpr int64_t kTile = kRegisters * Native<float>::size;
-constexpr int64_t kBlockRows = 32;
 
-// `rest[j]` = init[j] + 0 * (sum of column j of the scaled M): the zeros of S hide no NaN and no infinity.
-void sum_zeros(const RbmSparseProduct& f, float* GF_RESTRICT rest, int64_t begin, int64_t end) {
-  for (int64_t j = begin; j < end; ++j) rest[j] = f.init ? f.init[j] : 0.0f;
+// Copies `width` columns of M from `column` to aligned rows of kTile numbers, and sets rest[j] to init[j] + 0 * (sum of
+// column j of the scaled M): the zeros of S hide no NaN and no infinity.
+void pack_tile(const RbmSparseProduct& f, int64_t column, int64_t width, float* GF_RESTRICT packed,
+               float* GF_RESTRICT rest) {
+  for (int64_t j = 0; j < kTile; ++j) rest[j] = f.init && j < width ? f.init[column + j] : 0.0f;
   for (int64_t k = 0; k < f.inner; ++k) {
-    const float* GF_RESTRICT m = f.right + k * f.columns;
+    const float* GF_RESTRICT m = f.right + k * f.columns + column;
+    float* GF_RESTRICT to = packed + k * kTile;
     const float zero = f.scale ? 0.0f * f.scale[k] : 0.0f;
-    for (int64_t j = begin; j < end; ++j) rest[j] += zero * m[j];
+    for (int64_t j = 0; j < width; ++j) {
+      to[j] = m[j];
+      rest[j] += zero * m[j];
+    }
+    for (int64_t j = width; j < kTile; ++j) to[j] = 0.0f;
   }
 }
 
-// `width` columns from `column` of rows [begin, end), in kCount registers. The last one ends with the last column, and
-// repeats some of the work of its neighbour; a matrix narrower than a register (kNarrow) is read with care.
-template <int kCount, bool kNarrow>
-void product_tile(const RbmSparseProduct& f, const Entries& s, const float* rest, int64_t column, int width,
-                  int64_t begin, int64_t end) {
+void product_tile(const RbmSparseProduct& f, const Entries& s, const float* packed, const float* rest, int64_t column,
+                  int64_t width, int64_t begin, int64_t end) {
   using P = Native<float>;
-  const int fresh = width - (kCount - 1) * P::size, last = kNarrow ? 0 : width - P::size;
-  const auto get = [&](const float* p, int r) {
-    if constexpr (kNarrow) return load_first<P>(p, width);
-    return load<P>(p + (r == kCount - 1 ? last : r * P::size));
-  };
   for (int64_t row = begin; row < end; ++row) {
-    P acc[kCount];
-    for (int r = 0; r < kCount; ++r) acc[r] = get(rest + column, r);
+    P acc[kRegisters];
+    for (int r = 0; r < kRegisters; ++r) acc[r] = load<P>(rest + r * P::size);
     for (int64_t i = s.start[row]; i < s.start[row + 1]; ++i) {
       const P value(s.value[i]);
-      const float* m = f.right + static_cast<int64_t>(s.index[i]) * f.columns + column;
+      const float* m = packed + static_cast<int64_t>(s.index[i]) * kTile;
 #pragma GCC unroll 8
-      for (int r = 0; r < kCount; ++r) acc[r] = fma(value, get(m, r), acc[r]);
+      for (int r = 0; r < kRegisters; ++r) acc[r] = fma(value, load<P>(m + r * P::size), acc[r]);
     }
     float* out = f.out + row * f.columns + column;
-    for (int r = 0; r + 1 < kCount; ++r) store(out + r * P::size, acc[r]);
-    for (int i = 0; i < fresh; ++i)
-      out[(kCount - 1) * P::size + i] = acc[kCount - 1][kNarrow ? i : P::size - fresh + i];
+    for (int r = 0; r < kRegisters; ++r) {
+      const int left = static_cast<int>(width - r * P::size);
+      if (left > 0) store_first(out + r * P::size, acc[r], left);
+    }
   }
-}
-
-template <int kCount = kRegisters>
-void dispatch_tile(const RbmSparseProduct& f, const Entries& s, const float* rest, int64_t column, int width,
-                   int64_t begin, int64_t end) {
-  if (f.columns < Native<float>::size) return product_tile<1, true>(f, s, rest, column, width, begin, end);
-  if (width > (kCount - 1) * Native<float>::size)
-    return product_tile<kCount, false>(f, s, rest, column, width, begin, end);
-  if constexpr (kCount > 1) dispatch_tile<kCount - 1>(f, s, rest, column, width, begin, end);
 }
 
 }  // namespace
@@ -160,15 +150,18 @@ bool rbm_sparse_product(const RbmSparseProduct& f) {
   });
 
   const Entries s{start, indices.get(), values.get()};
-  Scratch<float> rest(f.columns);
-  const int64_t blocks = (f.rows + kBlockRows - 1) / kBlockRows, tiles = (f.columns + kTile - 1) / kTile;
-  parallel_for(f.columns, kTile, [&](int64_t begin, int64_t end) { sum_zeros(f, rest.get(), begin, end); });
+  const int64_t blocks = (f.rows + kRows - 1) / kRows, tiles = (f.columns + kTile - 1) / kTile;
+  Scratch<float> rest(tiles * kTile), packed(tiles * kTile * f.inner);
+  const auto width = [&](int64_t tile) { return f.columns - tile * kTile < kTile ? f.columns - tile * kTile : kTile; };
+  parallel_for(tiles, 1, [&](int64_t tile, int64_t) {
+    pack_tile(f, tile * kTile, width(tile), packed.get() + tile * kTile * f.inner, rest.get() + tile * kTile);
+  });
   // Blocks of rows of one tile follow each other: the tile of M stays in the cache.
   parallel_for(blocks * tiles, 1, [&](int64_t task, int64_t) {
-    const int64_t column = task / blocks * kTile, begin = task % blocks * kBlockRows;
-    const int64_t end = begin + kBlockRows < f.rows ? begin + kBlockRows : f.rows;
-    const int width = static_cast<int>(f.columns - column < kTile ? f.columns - column : kTile);
-    dispatch_tile(f, s, rest.get(), column, width, begin, end);
+    const int64_t tile = task / blocks, begin = task % blocks * kRows;
+    const int64_t end = begin + kRows < f.rows ? begin + kRows : f.rows;
+    product_tile(f, s, packed.get() + tile * kTile * f.inner, rest.get() + tile * kTile, tile * kTile, width(tile),
+                 begin, end);
   });
   return true;
 }
