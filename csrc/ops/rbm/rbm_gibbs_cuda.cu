@@ -217,7 +217,7 @@ void rbm_gibbs(const RbmGibbs& f) {
   const RbmDevice machine(f, at);
   f.weight == DType::f64 ? launch_quantise<double>(machine, f.stream) : launch_quantise<float>(machine, f.stream);
 
-  constexpr int64_t kSharedLimit = 96 * 1024;  // what every architecture since Volta has, less the two small arrays
+  constexpr int64_t kSharedLimit = 64 * 1024;  // every architecture since Volta has it
   const int64_t words = (machine.words_v() | 1) * (f.clamp ? 2 : 1) + (machine.words_h() | 1);
   // Few chains: smaller blocks, and more of them.
   const bool large = f.size.n > 2048 && 32 * words * 4 <= kSharedLimit - 1024;
@@ -225,7 +225,7 @@ void rbm_gibbs(const RbmGibbs& f) {
   if (shared > kSharedLimit - 1024)
     throw std::invalid_argument(
         "rbm_gibbs: the states of 16 chains do not fit the GPU's shared memory; visible and "
-        "hidden units together may be about 45,000");
+        "hidden units together may be about 30,000");
   const ChainArgs args{machine,           f.v,    f.out_v,   f.out_h,       f.beta,      f.beta_per_chain, f.clamp,
                        f.clamp_per_chain, f.seed, f.n_steps, f.first_chain, f.first_step};
   const unsigned blocks = static_cast<unsigned>((f.size.n + chains - 1) / chains);
