@@ -71,6 +71,7 @@ class Contender:
         forward pass keeps for its backward are reported too.
     saved_target: genfast is meant to keep at most 1 / saved_target of this contender's bytes.
     once: too slow to repeat (a whole training run): measured with one call a round, and few rounds.
+    prepare: called, untimed, before every measurement; needs `once`.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Contender:
     forward: Callable[[], object] | None = None
     saved_target: float | None = None
     once: bool = False
+    prepare: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,8 @@ def first_calls(case: Case, timer: Timer) -> tuple[list[Row], bool]:
     rows: list[Row] = []
     ours: Sequence[torch.Tensor] = ()
     for contender in case.contenders:
+        if contender.prepare is not None:
+            contender.prepare()
         start = time.perf_counter()
         outputs = contender.run()
         timer.wait()
@@ -274,6 +278,9 @@ def measure(case: Case, options: Options) -> Result:
         gc.disable()
         try:
             for i in [*range(shift, len(contenders)), *range(shift)]:
+                prepare = contenders[i].prepare
+                if prepare is not None:
+                    prepare()
                 times[i].append(timer(contenders[i].run, repeats[i]))
         finally:
             if collecting:

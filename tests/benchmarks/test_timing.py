@@ -3,33 +3,66 @@ import time
 import pytest
 import torch
 
+from benchmarks import timing
 from benchmarks.floor import copy_rate, flop_rate
 from benchmarks.memory import saved_bytes
-from benchmarks.timing import Case, Contender, Options, Quartiles, forward_backward, measure
+from benchmarks.timing import Case, Contender, CpuTimer, Options, Quartiles, forward_backward, measure
 
 QUICK = Options(threads=1, quick=True)
 
 
-def wait(seconds, value=1.0):
-    def run():
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+class Work:
+    """Work whose duration is what we say, so that a busy machine does not matter."""
+
+    def __init__(self, seconds, value=1.0):
+        self.seconds, self.value, self.calls = seconds, value, 0
+
+    def __call__(self):
+        self.calls += 1
+        return (torch.tensor([self.value]),)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Makes the timer report the durations of Work."""
+
+    class Timer:
+        def __call__(self, run, repeats):
+            for _ in range(repeats):
+                run()
+            return run.seconds
+
+        def wait(self):
             pass
-        return (torch.tensor([value]),)
 
-    return run
+    monkeypatch.setattr(timing, "timer_for", lambda _: Timer())
 
 
-def test_ratio_is_that_of_the_times():
-    case = Case("op", "label", [Contender("genfast", wait(0.001)), Contender("eager", wait(0.004))])
-    result = measure(case, QUICK)
-    ours, theirs = result.rows
+@pytest.mark.usefixtures("clock")
+def test_ratios_are_those_of_the_times():
+    contenders = [Contender("genfast", Work(0.002)), Contender("eager", Work(0.008)), Contender("fast", Work(0.001))]
+    result = measure(Case("op", "label", contenders), QUICK)
     assert result.agrees
     assert result.rounds >= QUICK.min_rounds
-    assert ours.speedup is None
-    assert 2.5 < theirs.speedup.median < 6
-    assert 0.001 <= ours.seconds.median < theirs.seconds.median
-    assert ours.seconds.low <= ours.seconds.median <= ours.seconds.high
+    assert [row.seconds.median for row in result.rows] == [0.002, 0.008, 0.001]
+    assert result.rows[0].speedup is None
+    assert result.rows[1].speedup == Quartiles(4.0, 4.0, 4.0)
+    assert result.rows[2].speedup == Quartiles(0.5, 0.5, 0.5)
+    # A measurement lasts long enough, however fast the contender is.
+    assert contenders[2].run.calls >= result.rounds * QUICK.slice_seconds / 0.001
+
+
+def test_the_timer_measures_one_call():
+    class Counted:
+        calls = 0
+
+        def __call__(self):
+            self.calls += 1
+            time.sleep(0.01)
+
+    run = Counted()
+    assert CpuTimer()(run, 3) >= 0.01
+    assert run.calls == 3
 
 
 @pytest.mark.parametrize(
@@ -53,7 +86,7 @@ def test_a_case_can_bring_its_own_comparison():
     case = Case(
         "op",
         "label",
-        [Contender("genfast", wait(0, 1.0)), Contender("eager", wait(0, 2.0))],
+        [Contender("genfast", Work(0.001, 1.0)), Contender("eager", Work(0.001, 2.0))],
         compare=lambda ours, theirs: "" if theirs[0] == 2 * ours[0] else "not twice",
     )
     assert measure(case, QUICK).agrees
@@ -85,11 +118,31 @@ def test_quartiles():
     assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(3.0, 2.0, 4.0)
 
 
+@pytest.mark.usefixtures("clock")
+def test_a_case_may_be_too_slow_to_repeat():
+    slow, fast = Work(100.0), Work(1.0)
+    result = measure(
+        Case("op", "label", [Contender("genfast", fast, once=True), Contender("x", slow, once=True)]), QUICK
+    )
+    assert slow.calls == fast.calls == 1 + result.rounds
+
+
 def test_floor_is_the_slower_of_memory_and_arithmetic():
-    contenders = [Contender("genfast", wait(0.001)), Contender("eager", wait(0.001))]
+    contenders = [Contender("genfast", Work(0.001)), Contender("eager", Work(0.001))]
     nbytes, flops = 1 << 22, 1 << 20
     result = measure(Case("op", "label", contenders, bytes_moved=nbytes, flops=flops), QUICK)
     expected = max(nbytes / copy_rate(nbytes, QUICK), flops / flop_rate(QUICK))
     assert result.floor == pytest.approx(expected)
     assert result.floor_kind in {"memory", "arithmetic"}
     assert measure(Case("op", "label", contenders), QUICK).floor is None
+
+
+def test_preparation_precedes_every_measurement():
+    ready = []
+    contenders = [
+        Contender("genfast", lambda: (ready.pop(),), once=True, prepare=lambda: ready.append(torch.tensor([1.0]))),
+        Contender("eager", lambda: (torch.tensor([1.0]),), once=True),
+    ]
+    result = measure(Case("op", "label", contenders), QUICK)
+    assert result.agrees
+    assert not ready
