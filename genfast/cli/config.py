@@ -35,10 +35,10 @@ class Config:
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "rbm": {"data": "digits", "batch_size": 64, "lr": 0.1, "hidden": 128, "epochs": 40, "momentum": 0.9},
     "planar": {"data": "u2", "batch_size": 512, "lr": 5e-3, "hidden": 0, "layers": 32, "steps": 4000},
-    "realnvp": {"data": "moons", "batch_size": 512, "lr": 1e-3, "hidden": 64, "layers": 8, "steps": 4000},
+    "realnvp": {"data": "moons", "batch_size": 512, "lr": 1e-3, "hidden": 64, "layers": 8, "steps": 3000},
     "nsf": {"data": "moons", "batch_size": 512, "lr": 1e-3, "hidden": 64, "layers": 4, "steps": 2000},
 }
-_MNIST = {"batch_size": 128, "lr": 0.02, "hidden": 500, "epochs": 10}
+_MNIST: dict[str, Any] = {"batch_size": 128, "lr": 0.03, "hidden": 500, "epochs": 15, "method": "pcd"}
 _ONLY_RBM = ("k", "method", "momentum")
 _AT_LEAST = {"steps": 1, "epochs": 1, "batch_size": 1, "hidden": 1, "layers": 1, "k": 1, "seed": 0}
 
@@ -81,7 +81,7 @@ def resolve(model: str, given: dict[str, Any]) -> Config:
         values["epochs"] = None
     if given.get("epochs") is not None:
         values["steps"] = None
-    if given.get("method") == "pcd":
+    if (given.get("method") or values.get("method")) == "pcd":
         values["momentum"] = 0.0  # persistent chains mix too slowly for it
     values.update({k: v for k, v in given.items() if v is not None})
     return Config(model=model, **{"seed": 0, **values})

@@ -249,12 +249,9 @@ class SplineCoupling(Coupling):
     def transform(self, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Map the moved part with the parameters of the kept part."""
         params = params.unflatten(-1, (self.n_moved, self.n_params_per_dim))
-        k = self.n_bins
         out, log_det = ops.rational_quadratic_spline(
             moved,
-            params[..., :k],
-            params[..., k : 2 * k],
-            params[..., 2 * k :],
+            params=params,
             bound=self.bound,
             min_bin_width=self.min_bin_width,
             min_bin_height=self.min_bin_height,
