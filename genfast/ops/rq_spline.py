@@ -212,7 +212,7 @@ def rational_quadratic_spline(
     options = (float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative), bool(inverse))
     if use_reference(x):
         y, log_det = _reference(options)(flat, *rows)
-    elif torch.is_grad_enabled():
+    elif torch.is_grad_enabled() and (flat.requires_grad or any(p.requires_grad for p in rows)):
         y, log_det = _Spline.apply(options, flat, *rows)
     else:
         y, log_det = _FORWARD[len(rows)](flat, *rows, *options)
