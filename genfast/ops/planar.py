@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define, reference_vjp, wants_double_backward
+from genfast._register import define, keep_signature, reference_vjp, wants_double_backward
 from genfast.ops import _checks as check
 from genfast.reference import planar as reference
 
@@ -91,6 +91,7 @@ _backward_op = define(
 _RECOMPUTE_WIDTH = 8
 
 
+@keep_signature
 class _Planar(torch.autograd.Function):
     generate_vmap_rule = True
 

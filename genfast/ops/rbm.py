@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define, reference_vjp, wants_double_backward
+from genfast._register import define, keep_signature, reference_vjp, wants_double_backward
 from genfast.ops import _checks as check
 from genfast.reference import rbm as reference
 
@@ -296,6 +296,7 @@ _energy_backward_op = define(
 )
 
 
+@keep_signature
 class _FreeEnergy(torch.autograd.Function):
     generate_vmap_rule = True
 

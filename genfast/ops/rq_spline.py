@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define, reference_vjp, wants_double_backward
+from genfast._register import define, keep_signature, reference_vjp, wants_double_backward
 from genfast.ops import _checks as check
 from genfast.reference import rq_spline as reference
 
@@ -115,6 +115,7 @@ def _reference(options: Options) -> Callable[..., tuple[Tensor, Tensor]]:
     return of_packed_or_not
 
 
+@keep_signature
 class _Spline(torch.autograd.Function):
     generate_vmap_rule = True
 
