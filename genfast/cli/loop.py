@@ -47,7 +47,7 @@ class Trainer:
             folder: where checkpoints and metrics go; None keeps nothing.
             checkpoint: a loaded checkpoint to go on from.
             checkpoint_every: steps between checkpoints; about 30 seconds by default.
-            log_every: steps between lines of metrics; a hundredth of the run by default.
+            log_every: steps between lines of metrics; by default a hundredth of the run, from 20 to 100.
             quiet: no progress bar.
         """
         self.config = config
@@ -61,7 +61,7 @@ class Trainer:
         self.objective = self.task.objective.to(self.device)
         self.data = None if self.task.dataset is None else self.task.dataset.x.to(self.device)
         self.total_steps = self._total_steps()
-        self.log_every = log_every or min(100, max(1, self.total_steps // 100))
+        self.log_every = log_every or min(100, max(20, self.total_steps // 100))
         self.step = 0
         self.seconds = 0.0
         self.loss = math.nan
