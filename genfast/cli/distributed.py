@@ -1,6 +1,8 @@
 """One process or, under torchrun, several: lightning-fabric wraps the model only where there is more than one."""
 
+import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -28,13 +30,11 @@ class Processes:
             raise CommandError(
                 f"torchrun started {local} processes here, but torch sees {torch.cuda.device_count()} GPUs"
             )
-        self._fabric = fabric.Fabric(
-            accelerator=kind,
-            devices=local,
-            num_nodes=max(1, self.size // local),
-            # The persistent chains are a buffer, and each rank has its own.
-            strategy=strategies.DDPStrategy(broadcast_buffers=False),
-        )
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        # The persistent chains are a buffer, and each rank has its own.
+        strategy = strategies.DDPStrategy(broadcast_buffers=False)
+        nodes = max(1, self.size // local)
+        self._fabric = fabric.Fabric(accelerator=kind, devices=local, num_nodes=nodes, strategy=strategy)
         self._fabric.launch()
         self.device = self._fabric.device
 
@@ -47,7 +47,9 @@ class Processes:
         """The objective and optimiser whose gradients are averaged over the processes."""
         if self._fabric is None:
             return objective, optimizer
-        wrapped: tuple[Any, Any] = self._fabric.setup(objective, optimizer)
+        with warnings.catch_warnings():  # newer versions rename the option, older ones know this name only
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+            wrapped: tuple[Any, Any] = self._fabric.setup(objective, optimizer)
         return wrapped
 
     def backward(self, loss: Tensor) -> None:

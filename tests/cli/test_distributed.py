@@ -25,7 +25,7 @@ def torchrun(*arguments):
     )
 
 
-OPTIONS = ("train", "rbm", "--hidden", 8, "--batch-size", 16, "--log-every", 5, "--device", "cpu")
+OPTIONS = ("train", "rbm", "--method", "pcd", "--hidden", 8, "--batch-size", 16, "--log-every", 5, "--device", "cpu")
 
 
 def test_two_processes_train_one_model_and_resume(tmp_path):
