@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from genfast import ops
+from genfast.boltzmann import RBM
 from genfast.reference import rbm as reference
 
 from .baselines import compiled
@@ -89,6 +90,21 @@ def _trainer(machine: Machine, step: Callable[[list[Tensor]], None]) -> Callable
     return run
 
 
+def _module_trainer(machine: Machine, data: Tensor) -> Callable[[], Sequence[Tensor]]:
+    rbm = RBM(machine[0].shape[0], machine[0].shape[1], device=data.device)
+    with torch.no_grad():
+        for parameter, value in zip((rbm.W, rbm.vbias, rbm.hbias), machine, strict=True):
+            parameter.copy_(value)
+    optimizer = torch.optim.SGD(rbm.parameters(), lr=1e-4)
+
+    def run() -> Sequence[Tensor]:
+        rbm.cd_backward(data)
+        optimizer.step()
+        return [p.grad for p in (rbm.W, rbm.vbias, rbm.hbias) if p.grad is not None]
+
+    return run
+
+
 def _training_step(options: Options) -> Case:
     n, nv, nh, density = 128, 784, 500, 0.13
     generator = options.generator()
@@ -127,7 +143,8 @@ def _training_step(options: Options) -> Case:
         "RBM training",
         f"CD-1 step, {nv}x{nh}, batch {n}, SGD",
         [
-            Contender("genfast", _trainer(machine, ours)),
+            Contender("genfast", _module_trainer(machine, data)),
+            Contender("genfast, the two ops and autograd", _trainer(machine, ours)),
             Contender("eager", _trainer(machine, eager), target=None if options.cuda else 3.0),
             Contender("eager, gradients by hand", _trainer(machine, by_hand)),
         ],

@@ -8,6 +8,7 @@ from torch import Tensor
 from genfast import ops
 from genfast._backend import use_reference
 from genfast._register import reference_vjp, wants_double_backward
+from genfast.ops.rbm import state_product
 from genfast.reference.rbm import rbm_free_energy
 
 
@@ -40,9 +41,13 @@ def contrast_grad_(
 ) -> None:
     """Write the gradients of `contrast` in W, vbias and hbias over the contents of `grads`."""
     grad_W, grad_vbias, grad_hbias = grads
-    weighted = torch.addmm(hbias, v, W).sigmoid_().mul_(weights[:, None]).neg_()
-    torch.mm(v.t(), weighted, out=grad_W)
-    torch.sum(weighted, 0, out=grad_hbias)
+    if use_reference(v):
+        p = torch.addmm(hbias, v, W).sigmoid_()
+        torch.mm((v * -weights[:, None]).t(), p, out=grad_W)
+    else:
+        p = state_product(v, W, init=hbias).sigmoid_()
+        state_product(v, p, scale=weights, out=grad_W)
+    torch.mv(p.t(), weights, out=grad_hbias).neg_()
     torch.mv(v.t(), weights, out=grad_vbias).neg_()
 
 

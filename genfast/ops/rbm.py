@@ -235,22 +235,28 @@ def rbm_gibbs(
 # --- free energy ------------------------------------------------------------------------------------------------------
 
 
-def _product(left: Tensor, right: Tensor, *, scale: Tensor | None = None, init: Tensor | None = None) -> Tensor:
+def state_product(
+    left: Tensor, right: Tensor, *, scale: Tensor | None = None, init: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """init + left @ right, or -(left * scale)^T @ right where a scale is given; few non-zeros in left are few sums."""
     transposed = scale is not None
-    if left.dtype == torch.float32 and not left.is_cuda:
+    if out is None:
         out = right.new_empty(left.shape[1 if transposed else 0], right.shape[1])
-        if _native.rbm_sparse_product(
+    if (
+        left.dtype == torch.float32
+        and not left.is_cuda
+        and _native.rbm_sparse_product(
             left=left, scale=scale, right=right, init=init, out=out, transposed=transposed, stream=_native.stream(left)
-        ):
-            return out
+        )
+    ):
+        return out
     if scale is not None:
-        return (left * -scale[:, None]).t() @ right
-    return left @ right if init is None else torch.addmm(init, left, right)
+        return torch.mm((left * -scale[:, None]).t(), right, out=out)
+    return torch.mm(left, right, out=out) if init is None else torch.addmm(init, left, right, out=out)
 
 
 def _energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
-    fields, energy = _product(v, W, init=hbias), v.new_empty(v.shape[0])
+    fields, energy = state_product(v, W, init=hbias), v.new_empty(v.shape[0])
     _native.rbm_free_energy(v=v, vbias=vbias, fields=fields, energy=energy, stream=_native.stream(v))
     return energy, fields
 
@@ -267,7 +273,7 @@ def _energy_backward(
     if of_v:
         grads[0] = torch.addmm(vbias, p, W.t()).mul_(-grad[:, None])
     if of_parameters:
-        grads[1:] = [_product(v, p, scale=grad), -(grad @ v), -(grad @ p)]
+        grads[1:] = [state_product(v, p, scale=grad), -(grad @ v), -(grad @ p)]
     return grads[0], grads[1], grads[2], grads[3]
 
 
