@@ -46,16 +46,16 @@ def parser() -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def empty_compile_cache() -> Iterator[None]:
     """A first call of torch.compile is timed as a user meets it, so without what an earlier run left."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    if name in os.environ:
-        yield
-        return
+    name = "TORCHINDUCTOR_CACHE_DIR"  # torch sets it too, to a folder that outlives the process
+    before = os.environ.get(name)
     with tempfile.TemporaryDirectory(prefix="genfast-bench-") as folder:
         os.environ[name] = folder
         try:
             yield
         finally:
             del os.environ[name]
+            if before is not None:
+                os.environ[name] = before
 
 
 def run(names: Sequence[str], options: Options) -> list[Result]:

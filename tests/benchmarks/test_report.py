@@ -1,4 +1,6 @@
 import csv
+import os
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,17 @@ def test_nothing_saved_is_less_than_any_part():
     something = Row("eager", 0.1, around(0.1), around(1.0), saved=2048, saved_target=10.0)
     text = report.format_case(Result("op", "label", [nothing, something]))
     assert "2 KiB (genfast 0 B, goal 10x reached)" in text
+
+
+@pytest.mark.parametrize("before", [None, "/somewhere"])
+def test_first_calls_meet_an_empty_compile_cache(before, monkeypatch):
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    with command.empty_compile_cache():
+        folder = Path(os.environ[name])
+        assert folder.is_dir()
+        assert not list(folder.iterdir())
+    assert not folder.exists()
+    assert os.environ.get(name) == before
