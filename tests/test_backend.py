@@ -120,8 +120,9 @@ def test_info_answers_what_a_bug_report_needs():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_openmp_is_that_of_torch():
     ops.planar_flow(**arguments())
-    paths = _native.info()["OpenMP"]
-    assert paths.count("libgomp") == 1, f"two OpenMP runtimes in one process: {paths}"
+    # scikit-learn, where another test has imported it, brings a runtime of its own.
+    paths = [path for path in _native.info()["OpenMP"].split(", ")[1:] if "scikit_learn" not in path]
+    assert len(paths) == 1, f"two OpenMP runtimes in one process: {paths}"
     torch.set_num_threads(1)
     assert _native.load().build_info()["threads"] == 1
     torch.set_num_threads(2)
