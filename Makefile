@@ -37,7 +37,8 @@ demo: $(STAMPS)/package ## train an RBM on handwritten digits, show what it lear
 	@$(BIN)/genfast demo --out runs/demo
 
 test: $(STAMPS)/tools ## run every test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# Workers outnumber the cores between them, so threads that wait should not spin.
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMPS)/tools ## compare with PyTorch and other libraries on this machine (BENCH_ARGS="planar --quick")
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
