@@ -219,7 +219,7 @@ inline double density(const RbmHalfSweep& h, int64_t group0, int64_t group1) {
 }
 
 // Below this density adding rows is faster (measured).
-constexpr double kRowsDensity = kVectorBytes == 64 ? 0.13 : kVectorBytes == 32 ? 0.20 : 1.0;
+constexpr double kRowsDensity = kVectorBytes == 64 ? 0.11 : kVectorBytes == 32 ? 0.20 : 1.0;
 
 inline void sweep(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
 #if defined(__AVX2__)
