@@ -157,7 +157,8 @@ def planar_flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Ten
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
-        ValueError: a shape does not fit, or tensors lie on different devices.
+        ValueError: a shape does not fit, tensors lie on different devices, or (on a GPU) a row and its gradient do not
+            fit in a block's shared memory: D above 25,600 in float32.
 
     Source:
         Rezende & Mohamed, "Variational inference with normalizing flows", ICML 2015, eq. 10-13.
@@ -191,7 +192,8 @@ def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Ten
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
-        ValueError: a shape does not fit, or tensors lie on different devices.
+        ValueError: a shape does not fit, tensors lie on different devices, or (on a GPU) a row and its gradient do not
+            fit in a block's shared memory: D above 25,600 in float32.
 
     Source:
         The flow: Rezende & Mohamed 2015; invertibility: its appendix A.1.
