@@ -1,5 +1,6 @@
 """Restricted Boltzmann machines: many Gibbs sweeps in one call, and the free energy."""
 
+import threading
 from typing import Any
 
 import torch
@@ -39,13 +40,26 @@ def _gibbs(
     size = _native.rbm_gibbs_workspace(n=v.shape[0], nv=W.shape[0], nh=W.shape[1])
     _native.rbm_gibbs(
         v=states, W=W, vbias=vbias, hbias=hbias, beta=beta, clamp=clamp, seed=seed, out_v=out_v, out_h=out_h,
-        status=status, workspace=status.new_empty(size), n_steps=n_steps, first_chain=first_chain & 0xFFFFFFFF,
+        status=status, workspace=_workspace(size, status), n_steps=n_steps, first_chain=first_chain & 0xFFFFFFFF,
         first_step=first_step & 0xFFFFFFFF, stream=_native.stream(v),
     )  # fmt: skip
     # Looking at the status of a GPU waits for it, so this is done only where NaN cannot tell.
     if not v.is_cuda or not v.is_floating_point():
         _refuse(int(status), v)
     return out_v.to(v.dtype), out_h.to(v.dtype)
+
+
+_kept = threading.local()
+
+
+def _workspace(size: int, like: Tensor) -> Tensor:
+    """An int32 workspace; on the CPU that of the thread's last call, whose pages are there already."""
+    if like.is_cuda:
+        return like.new_empty(size)
+    kept: Tensor | None = getattr(_kept, "workspace", None)
+    if kept is None or kept.shape[0] != size:
+        kept = _kept.workspace = like.new_empty(size)
+    return kept
 
 
 def _refuse(status: int, v: Tensor) -> None:
