@@ -5,7 +5,7 @@
 
 #include "common/parallel.h"
 #include "common/scratch.h"
-#include "ops/rq_spline/rq_spline.h"
+#include "ops/rq_spline/rq_spline_arrays.h"
 #include "ops/rq_spline/rq_spline_math.h"
 #include "ops/rq_spline/rq_spline_tile.h"
 
@@ -200,17 +200,6 @@ GF_NOINLINE void copy_out(S* to, int64_t stride, const T* from, int64_t width, i
     for (int64_t j = 0; j < width; ++j) to[i * stride + j] = from_real<S>(from[i * width + j]);
 }
 
-// The pointers of one call, typed; null where the direction has none.
-template <class S>
-struct Arrays {
-  using T = compute_t<S>;
-  const S *x, *w, *h, *d, *grad_y;
-  const T* grad_log_det;
-  S* y;
-  T* log_det;
-  S *grad_x, *grad_w, *grad_h, *grad_d;
-};
-
 template <class S>
 void rows(Block<compute_t<S>> block, const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c,
           int64_t begin, int64_t end) {
@@ -287,34 +276,14 @@ void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o) {
 void rq_spline_forward(const RqSplineForward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    using T = compute_t<S>;
-    Arrays<S> a{};
-    a.x = static_cast<const S*>(f.x);
-    a.w = static_cast<const S*>(f.widths);
-    a.h = static_cast<const S*>(f.heights);
-    a.d = static_cast<const S*>(f.slopes);
-    a.y = static_cast<S*>(f.y);
-    a.log_det = static_cast<T*>(f.log_det);
-    run(a, f.size, f.options);
+    run(arrays<S>(f), f.size, f.options);
   });
 }
 
 void rq_spline_backward(const RqSplineBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    using T = compute_t<S>;
-    Arrays<S> a{};
-    a.x = static_cast<const S*>(f.x);
-    a.w = static_cast<const S*>(f.widths);
-    a.h = static_cast<const S*>(f.heights);
-    a.d = static_cast<const S*>(f.slopes);
-    a.grad_y = static_cast<const S*>(f.grad_y);
-    a.grad_log_det = static_cast<const T*>(f.grad_log_det);
-    a.grad_x = static_cast<S*>(f.grad_x);
-    a.grad_w = static_cast<S*>(f.grad_widths);
-    a.grad_h = static_cast<S*>(f.grad_heights);
-    a.grad_d = static_cast<S*>(f.grad_slopes);
-    run(a, f.size, f.options);
+    run(arrays<S>(f), f.size, f.options);
   });
 }
 

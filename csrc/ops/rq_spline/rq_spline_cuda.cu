@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "common/launch.cuh"
-#include "ops/rq_spline/rq_spline.h"
+#include "ops/rq_spline/rq_spline_arrays.h"
 #include "ops/rq_spline/rq_spline_math.h"
 
 namespace gf {
@@ -12,16 +12,6 @@ inline namespace GF_BACKEND {
 namespace {
 
 constexpr int kThreads = 128;
-
-template <class S>
-struct Arrays {
-  using T = compute_t<S>;
-  const S *x, *w, *h, *d, *grad_y;
-  const T* grad_log_det;
-  S* y;
-  T* log_det;
-  S *grad_x, *grad_w, *grad_h, *grad_d;
-};
 
 // Exponentials of a row of logits that are computed whenever they are asked for.
 template <class S>
@@ -212,34 +202,14 @@ void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, S
 void rq_spline_forward(const RqSplineForward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    using T = compute_t<S>;
-    Arrays<S> a{};
-    a.x = static_cast<const S*>(f.x);
-    a.w = static_cast<const S*>(f.widths);
-    a.h = static_cast<const S*>(f.heights);
-    a.d = static_cast<const S*>(f.slopes);
-    a.y = static_cast<S*>(f.y);
-    a.log_det = static_cast<T*>(f.log_det);
-    run<S, false>(a, f.size, f.options, f.stream);
+    run<S, false>(arrays<S>(f), f.size, f.options, f.stream);
   });
 }
 
 void rq_spline_backward(const RqSplineBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    using T = compute_t<S>;
-    Arrays<S> a{};
-    a.x = static_cast<const S*>(f.x);
-    a.w = static_cast<const S*>(f.widths);
-    a.h = static_cast<const S*>(f.heights);
-    a.d = static_cast<const S*>(f.slopes);
-    a.grad_y = static_cast<const S*>(f.grad_y);
-    a.grad_log_det = static_cast<const T*>(f.grad_log_det);
-    a.grad_x = static_cast<S*>(f.grad_x);
-    a.grad_w = static_cast<S*>(f.grad_widths);
-    a.grad_h = static_cast<S*>(f.grad_heights);
-    a.grad_d = static_cast<S*>(f.grad_slopes);
-    run<S, true>(a, f.size, f.options, f.stream);
+    run<S, true>(arrays<S>(f), f.size, f.options, f.stream);
   });
 }
 
