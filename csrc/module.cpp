@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "common/backend.h"
-#include "common/chunks.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -121,7 +120,6 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("build_info", &gf::build_info);
   m.def("set_cpu_target", &gf::set_cpu_target, py::arg("name"));
-  m.def("row_chunks", &gf::row_chunks, py::arg("n"));
 
   gf::bind_coupling(m);
   gf::bind_planar(m);

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "chunks.h"
+#include "macros.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
