@@ -16,29 +16,12 @@ _MAPS = tuple(SCALE_MAPS)
 _PACKED_FIRST = ("chunked_shift_scale", "interleaved")  # where shift comes before scale
 _MAX_LOG_SCALE = 80.0  # e^80 and e^-80 are normal numbers of float32
 
-Place = tuple[int, int, int]
 Spec = tuple[int, float, float, float, float, float, bool]  # the end of the ops' schemas
 
 
-def _place(t: Tensor) -> tuple[Tensor, Place]:
-    """A contiguous view of the memory under a matrix, and the matrix's offset, row and column stride in it."""
-    n, d = t.shape
-    if t.is_contiguous():
-        return t, (0, d, 1)
-    row, col = t.stride()
-    if n == 0 or d == 0 or (col > 2 and d > 1):
-        return t.contiguous(), (0, d, 1)
-    return t.as_strided(((n - 1) * row + (d - 1) * col + 1,), (1,)), (0, row, col)
-
-
-def _unpack(params: Tensor, layout: int) -> tuple[Tensor, Place, Place]:
-    """The memory under packed parameters, and the places of shift and scale in it."""
-    flat, (start, row, col) = _place(params)
-    half = params.shape[1] // 2
-    if LAYOUTS[layout] == "interleaved":
-        return flat, (start, row, 2 * col), (start + col, row, 2 * col)
-    first, second = (start, row, col), (start + half * col, row, col)
-    return (flat, first, second) if LAYOUTS[layout] in _PACKED_FIRST else (flat, second, first)
+def _near(t: Tensor) -> Tensor:
+    """A matrix whose columns lie close together; kernels read others in place too, but slowly."""
+    return t.contiguous() if t.stride(1) > 2 and t.shape[1] > 1 else t
 
 
 def _forward(
@@ -49,17 +32,10 @@ def _forward(
     y, log_det = x.new_empty((n, d)), x.new_empty(n, dtype=check.accumulate_dtype(x))
     if n == 0 or d == 0:
         return y, log_det.zero_()
-    x, x_at = _place(x)
-    if scale is None:
-        shift, shift_at, scale_at = _unpack(shift, layout)
-        scale = shift
-    else:
-        shift, shift_at = _place(shift)
-        scale, scale_at = _place(scale)
+    operands = (None, None, _near(shift)) if scale is None else (_near(shift), _near(scale), None)
     _native.coupling_forward(
-        x=x, x_at=x_at, shift=shift, shift_at=shift_at, scale=scale, scale_at=scale_at, y=y, log_det=log_det,
-        spec=(scale_map, clamp, offset, min_scale, gain, limit), inverse=inverse, stream=_native.stream(x),
-    )  # fmt: skip
+        _near(x), *operands, layout, scale_map, clamp, offset, min_scale, gain, limit, inverse, y, log_det
+    )
     return y, log_det
 
 
@@ -77,27 +53,11 @@ def _backward(
     if n == 0 or d == 0:
         return grads
     grad_x, grad_shift, grad_raw = grads
-    grad_y, grad_y_at = _place(grad_y)
-    kept, kept_at = _place(kept)
-    if grad_log_det.stride(0) not in (0, 1):
-        grad_log_det = grad_log_det.contiguous()
-    row = grad_log_det.stride(0)
-    if not grad_log_det.is_contiguous():
-        grad_log_det = grad_log_det.as_strided((1,), (1,))
-    shift_out: Tensor | None = None
-    if packed:
-        raw, _, raw_at = _unpack(raw, layout)
-        shift_out, shift_at, grad_raw_at = _unpack(grad_raw, layout)
-    else:
-        raw, raw_at = _place(raw)
-        shift_at = grad_raw_at = (0, d, 1)
-        if inverse:
-            shift_out = grad_shift
+    operands = (None, _near(raw)) if packed else (_near(raw), None)
+    results = (None, None, grad_raw) if packed else (grad_shift if inverse else None, grad_raw, None)
     _native.coupling_backward(
-        grad_y=grad_y, grad_y_at=grad_y_at, grad_log_det=grad_log_det, grad_log_det_row=row, kept=kept,
-        kept_at=kept_at, scale=raw, scale_at=raw_at, grad_x=grad_x, grad_shift=shift_out, grad_shift_at=shift_at,
-        grad_scale=grad_raw, grad_scale_at=grad_raw_at, spec=(scale_map, clamp, offset, min_scale, gain, limit),
-        inverse=inverse, stream=_native.stream(grad_x),
+        _near(grad_y), grad_log_det, _near(kept), *operands, layout, scale_map, clamp, offset, min_scale, gain, limit,
+        inverse, grad_x, *results,
     )  # fmt: skip
     return grads
 

@@ -16,10 +16,7 @@ from genfast.reference import planar as reference
 
 def _forward(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     out, log_det, a = _forward_fake(z, w, u, b, inverse, save)
-    _native.planar_forward(
-        input=z, w=w, u=u, b=b, output=out, log_det=log_det, a=a if save else None,
-        inverse=inverse, stream=_native.stream(z),
-    )  # fmt: skip
+    _native.planar_forward(z, w, u, b, inverse, out, log_det, a if save else None)
     return out, log_det, a
 
 
@@ -43,15 +40,7 @@ def _backward(
     inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = _backward_fake(z, out, a, w, u, b, grad_out, grad_log_det, inverse)
-    grad_in, grad_w, grad_u, grad_b = grads
-    if a is None and not _native.planar_recomputes(like=z):
-        out, _, a = _forward(z, w, u, b, inverse, True)
-    size = _native.planar_workspace(n=z.shape[0], d=z.shape[1], k=w.shape[0])
-    _native.planar_backward(
-        input=z, output=out, a=a, w=w, u=u, b=b, grad_output=grad_out, grad_log_det=grad_log_det,
-        grad_input=grad_in, grad_w=grad_w, grad_u=grad_u, grad_b=grad_b,
-        workspace=grad_log_det.new_empty(size), inverse=inverse, stream=_native.stream(z),
-    )  # fmt: skip
+    _native.planar_backward(z, out, a, w, u, b, grad_out, grad_log_det, inverse, *grads)
     return grads
 
 

@@ -1,6 +1,5 @@
 """Restricted Boltzmann machines: many Gibbs sweeps in one call, and the free energy."""
 
-import threading
 from typing import Any
 
 import torch
@@ -36,30 +35,16 @@ def _gibbs(
     if W.dtype != torch.float64:
         W, vbias, hbias = W.float(), vbias.float(), hbias.float()
     out_v, out_h = _gibbs_fake(states, W, vbias, hbias, beta, clamp, seed, n_steps, first_chain, first_step)
-    status = seed.new_empty(1, dtype=torch.int32)
-    size = _native.rbm_gibbs_workspace(n=v.shape[0], nv=W.shape[0], nh=W.shape[1])
-    _native.rbm_gibbs(
-        v=states, W=W, vbias=vbias, hbias=hbias, beta=beta, clamp=clamp, seed=seed, out_v=out_v, out_h=out_h,
-        status=status, workspace=_workspace(size, status), n_steps=n_steps, first_chain=first_chain & 0xFFFFFFFF,
-        first_step=first_step & 0xFFFFFFFF, stream=_native.stream(v),
-    )  # fmt: skip
-    # Looking at the status of a GPU waits for it, so this is done only where NaN cannot tell.
-    if not v.is_cuda or not v.is_floating_point():
-        _refuse(int(status), v)
+    # A GPU's status lies in memory, and looking at it waits; so it is looked at only where NaN cannot tell.
+    status = seed.new_empty(1, dtype=torch.int32) if v.is_cuda and not v.is_floating_point() else None
+    returned: int | None = _native.rbm_gibbs(
+        states, W, vbias, hbias, beta, clamp, seed, n_steps, first_chain, first_step, out_v, out_h, status
+    )
+    if status is not None:
+        returned = int(status)
+    if returned:
+        _refuse(returned, v)
     return out_v.to(v.dtype), out_h.to(v.dtype)
-
-
-_kept = threading.local()
-
-
-def _workspace(size: int, like: Tensor) -> Tensor:
-    """An int32 workspace; on the CPU that of the thread's last call, whose pages are there already."""
-    if like.is_cuda:
-        return like.new_empty(size)
-    kept: Tensor | None = getattr(_kept, "workspace", None)
-    if kept is None or kept.shape[0] != size:
-        kept = _kept.workspace = like.new_empty(size)
-    return kept
 
 
 def _refuse(status: int, v: Tensor) -> None:
@@ -259,9 +244,7 @@ def state_product(
     if (
         left.dtype == torch.float32
         and not left.is_cuda
-        and _native.rbm_sparse_product(
-            left=left, scale=scale, right=right, init=init, out=out, transposed=transposed, stream=_native.stream(left)
-        )
+        and _native.rbm_sparse_product(left, right, scale, init, transposed, out)
     ):
         return out
     if scale is not None:
@@ -271,7 +254,7 @@ def state_product(
 
 def _energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
     fields, energy = state_product(v, W, init=hbias), v.new_empty(v.shape[0])
-    _native.rbm_free_energy(v=v, vbias=vbias, fields=fields, energy=energy, stream=_native.stream(v))
+    _native.rbm_free_energy(v, vbias, fields, energy)
     return energy, fields
 
 

@@ -23,11 +23,8 @@ def _forward(
     x: Tensor, widths: Tensor, heights: Tensor | None, slopes: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
     y, log_det = _forward_fake(x)
-    bound, min_width, min_height, min_slope, inverse = options
-    _native.rq_spline_forward(
-        x=x, widths=widths, heights=heights, slopes=slopes, y=y, log_det=log_det, bound=bound, min_width=min_width,
-        min_height=min_height, min_slope=min_slope, inverse=inverse, stream=_native.stream(x),
-    )  # fmt: skip
+    parameters = (widths, heights, slopes, None) if heights is not None else (None, None, None, widths)
+    _native.rq_spline_forward(x, *parameters, *options, y, log_det)
     return y, log_det
 
 
@@ -43,15 +40,11 @@ def _gradients(
     x: Tensor, parameters: tuple[Tensor, ...], grad_y: Tensor, grad_log_det: Tensor, options: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
     grads = (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters))
-    at = dict(zip(("widths", "heights", "slopes"), parameters, strict=False))
-    grad_at = dict(zip(("widths", "heights", "slopes"), grads[1:], strict=False))
-    bound, min_width, min_height, min_slope, inverse = options
-    _native.rq_spline_backward(
-        x=x, widths=at["widths"], heights=at.get("heights"), slopes=at.get("slopes"), grad_y=grad_y,
-        grad_log_det=grad_log_det, grad_x=grads[0], grad_widths=grad_at["widths"],
-        grad_heights=grad_at.get("heights"), grad_slopes=grad_at.get("slopes"), bound=bound, min_width=min_width,
-        min_height=min_height, min_slope=min_slope, inverse=inverse, stream=_native.stream(x),
-    )  # fmt: skip
+    absent = (None, None, None)
+    if len(parameters) == 1:
+        _native.rq_spline_backward(x, *absent, *parameters, grad_y, grad_log_det, *options, grads[0], *absent, grads[1])
+    else:
+        _native.rq_spline_backward(x, *parameters, None, grad_y, grad_log_det, *options, *grads)
     return grads
 
 
