@@ -38,7 +38,8 @@ GF_KERNEL(planar_backward, PlanarBackward) {
   k.tensor(GF(grad_b), "k");
   k.prepare([](Args& f, Backend) {
     if (f.size.n == 0) return;
-    if (f.a == nullptr && f.inverse) throw std::invalid_argument("a: the adjoint of the inverse needs it, got None");
+    if (f.a == nullptr && f.inverse && f.size.n > 0)
+      throw std::invalid_argument("a: the adjoint of the inverse needs it, got None");
     if (f.a != nullptr && f.output == nullptr) throw std::invalid_argument("output: needed together with a, got None");
   });
   k.workspace(GF(workspace), DType::other, [](const Args& f, Backend b) {
