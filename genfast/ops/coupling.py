@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from genfast import _native
-from genfast._register import autocast_to_float32, differentiable
+from genfast._differentiable import differentiable
+from genfast._register import autocast_to_float32
 from genfast.ops import _checks as check
 from genfast.reference import coupling as reference
 from genfast.reference.coupling import LAYOUTS, SCALE_MAPS
@@ -14,14 +15,12 @@ from genfast.reference.coupling import LAYOUTS, SCALE_MAPS
 _MAPS = tuple(SCALE_MAPS)
 _MAX_LOG_SCALE = 80.0  # e^80 and e^-80 are normal numbers of float32
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
-
 
 def _outputs(
     x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, layout: int, map: int, clamp: float,
     offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return x.new_empty(x.shape), x.new_empty(x.shape[:1], dtype=check.accumulate_dtype(x))
+    return check.like(x), check.sums(x)
 
 
 def _near(t: Tensor | None) -> Tensor | None:
@@ -40,40 +39,41 @@ def _forward(
 
 
 # What is kept of x and y is the side of the map before scale and shift: the input of the forward, the inverse's output.
-# The gradients of what is not given are empty, and so is that of shift in the forward: it is grad_y itself.
+# There is no gradient of what is not given; and none of shift in the forward, where it is grad_y itself.
 def _gradients(
     grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Tensor | None, params: Tensor | None, layout: int,
     map: int, clamp: float, offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
-) -> Gradients:  # fmt: skip
-    like = (kept, kept if inverse and params is None else None, scale, params)
-    x, shift, scale, params = (kept.new_empty(0 if t is None else t.shape) for t in like)
-    return x, shift, scale, params
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    shift = check.like(kept) if inverse and params is None else None
+    return (
+        check.like(kept),
+        shift,
+        None if scale is None else check.like(scale),
+        params if params is None else check.like(params),
+    )
 
 
 def _backward(
     grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Tensor | None, params: Tensor | None, *constants: Any
-) -> Gradients:
+) -> tuple[Tensor | None, ...]:
     grads = _gradients(grad_y, grad_log_det, kept, scale, params, *constants)
-    if kept.numel() == 0:
-        return grads
-    x, *others = grads
-    wanted = [t if t.numel() else None for t in others]
-    _native.coupling_backward(
-        _near(grad_y), grad_log_det, _near(kept), _near(scale), _near(params), *constants, x, *wanted
-    )
+    if kept.numel() > 0:
+        _native.coupling_backward(
+            _near(grad_y), grad_log_det, _near(kept), _near(scale), _near(params), *constants, *grads
+        )
     return grads
 
 
 def _save(args: tuple[Any, ...], out: tuple[Tensor, ...]) -> tuple[Any, ...]:
     x, _, scale, params, *constants = args
-    return (out[0] if constants[-1] else x, scale, params, *constants)
+    return out[0] if constants[-1] else x, scale, params
 
 
 def _to_arguments(
-    values: tuple[Any, ...], grads: tuple[Tensor, ...], found: tuple[Tensor, ...]
+    saved: tuple[Any, ...], constants: tuple[Any, ...], grads: tuple[Tensor, ...], found: tuple[Any, ...]
 ) -> tuple[Tensor | None, ...]:
     x, shift, scale, params = found
-    packed, inverse = values[2] is not None, values[-1]
+    packed, inverse = saved[2] is not None, constants[-1]
     return (x, None, None, params) if packed else (x, shift if inverse else grads[0], scale, None)
 
 
@@ -84,9 +84,7 @@ def _log_scale(raw: Tensor, constants: tuple[Any, ...]) -> Tensor:
     )
 
 
-def _reference(
-    x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, *constants: Any
-) -> tuple[Tensor, Tensor]:
+def _reference(x: Tensor, shift: Any, scale: Any, params: Any, *constants: Any) -> tuple[Tensor, Tensor]:
     layout, map, clamp, offset, min_scale, gain, limit, inverse = constants
     if params is not None:
         shift, scale = reference.split_params(params, LAYOUTS[layout])
@@ -97,8 +95,8 @@ def _reference(
 
 
 def _backward_reference(
-    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Tensor | None, params: Tensor | None, *constants: Any
-) -> Gradients:
+    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Any, params: Any, *constants: Any
+) -> tuple[Tensor, ...]:
     """The adjoint in differentiable operations, with the reference's log s."""
     inverse, dtype = constants[-1], kept.dtype
     layout = LAYOUTS[constants[0]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genfast import _native
-from genfast._register import differentiable
+from genfast._differentiable import differentiable
 from genfast.ops import _checks as check
 from genfast.reference import planar as reference
 
@@ -16,15 +16,14 @@ _RECOMPUTE_WIDTH = 8
 
 def _outputs(
     input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, acc = input.shape[0], check.accumulate_dtype(input)
-    a = input.new_empty((w.shape[0], n) if save else (0, 0), dtype=acc)
-    return input.new_empty(input.shape), input.new_empty((n,), dtype=acc), a
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    a = input.new_empty(w.shape[0], input.shape[0], dtype=check.accumulate_dtype(input)) if save else None
+    return check.like(input), check.sums(input), a
 
 
-def _forward(input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor, ...]:
+def _forward(input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor | None, ...]:
     output, log_det, a = _outputs(input, w, u, b, inverse, save)
-    _native.planar_forward(input, w, u, b, inverse, output, log_det, a if save else None)
+    _native.planar_forward(input, w, u, b, inverse, output, log_det, a)
     return output, log_det, a
 
 
@@ -32,7 +31,7 @@ def _gradients(
     input: Tensor, output: Tensor | None, a: Tensor | None, w: Tensor, u: Tensor, b: Tensor, grad_output: Tensor,
     grad_log_det: Tensor, inverse: bool, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return input.new_empty(input.shape), w.new_empty(w.shape), u.new_empty(u.shape), b.new_empty(b.shape)
+    return check.like(input), check.like(w), check.like(u), check.like(b)
 
 
 def _backward(
@@ -47,8 +46,8 @@ def _backward(
 
 
 def _save(args: tuple[Any, ...], out: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    input, w, u, b, inverse, save = args
-    return (input, *((out[0], out[2]) if save else (None, None)), w, u, b, inverse, save)
+    input, w, u, b, _, save = args
+    return (input, *((out[0], out[2]) if save else (None, None)), w, u, b)
 
 
 def _reference(input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor, Tensor]:

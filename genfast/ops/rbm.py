@@ -5,7 +5,8 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define, differentiable
+from genfast._differentiable import differentiable
+from genfast._register import define
 from genfast.ops import _checks as check
 from genfast.reference import rbm as reference
 
@@ -95,6 +96,8 @@ def _machine(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor
     check.tensor("v", v)
     if v.device != W.device:
         raise ValueError(f"v: got a tensor on {v.device}, want {W.device} like W")
+    if v.is_complex():
+        raise TypeError(f"v: got {v.dtype}, want states in a real, integer or bool dtype")
     rows, batch = check.rows("v", v)
     check.shape("W", W, (rows.shape[1], None), "[n_visible, n_hidden] with n_visible = {} of v", rows.shape[1])
     if W.numel() == 0:
@@ -217,8 +220,6 @@ def rbm_gibbs(
         (torch.Size([128, 784]), torch.Size([128, 500]))
     """
     rows, batch = _machine(v, W, vbias, hbias)
-    if v.is_complex():
-        raise TypeError(f"v: got {v.dtype}, want states 0 or 1 in a real, integer or bool dtype")
     for name, number, least in (
         ("n_steps", n_steps, 1), ("first_chain", first_chain, 0), ("first_step", first_step, 0),
     ):  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genfast._register import differentiable
+from genfast._differentiable import differentiable
 from genfast.ops import _checks as check
 from genfast.reference import rq_spline as reference
 
@@ -15,11 +15,11 @@ def _outputs(
     x: Tensor, widths: Tensor | None, heights: Tensor | None, slopes: Tensor | None, params: Tensor | None,
     bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=check.accumulate_dtype(x))
+    return check.like(x), check.sums(x)
 
 
 def _reference(
-    x: Tensor, widths: Tensor | None, heights: Tensor | None, slopes: Tensor | None, params: Tensor | None,
+    x: Tensor, widths: Any, heights: Any, slopes: Any, params: Tensor | None,
     bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if params is not None:

@@ -43,8 +43,8 @@ class OpSpec:
         reference: the same in plain PyTorch.
         make: (case, generator) -> float64 CPU tensors by argument name.
         cases: sizes to test; the first is small enough for numerical Jacobians.
-        rows: arguments whose leading dimensions are samples.
-        outputs: the kind of each output: "rows" (of the dtype of the first rows), "log_det" (of the map from the first
+        rows: arguments whose leading dimensions are samples; a NaN in the first one shows in every output.
+        outputs: the kind of each output: "rows" (of the argument's dtype), "log_det" (of the map from the first
             rows to the output "rows"), or "number" (one a row); the last two are float32 for half types.
         variants: options by name of the variant.
         extreme: tensors by name of the case whose results and gradients must be finite in float32.
@@ -52,7 +52,7 @@ class OpSpec:
         half_cases: cases that half types are tested on (their range is small).
         like: the argument whose dtype and device the others must have, by default the first.
         any_dtype: arguments that may be integers.
-        undo: (tensors, options, outputs) to the first rows again, through the inverse.
+        undo: (tensors, options, outputs) to the first argument again, through the inverse.
         small: small cases by name, for the tests that run each of them many times.
     """
 
@@ -71,6 +71,11 @@ class OpSpec:
     any_dtype: Sequence[str] = ()
     undo: Callable[[dict[str, Tensor], dict[str, Any], Sequence[Tensor]], Tensor] | None = None
     small: dict[str, Small] = dataclasses.field(default_factory=dict)
+
+    @property
+    def mapped(self) -> str:
+        """The argument that is mapped to the first output: the first one made."""
+        return next(iter(self.make(self.cases[0], torch.Generator())))
 
     def inputs(self, case: Any, dtype: torch.dtype, device: Any = "cpu", seed: int = 0) -> dict[str, Tensor]:
         made = self.make(case, torch.Generator().manual_seed(seed))

@@ -69,7 +69,7 @@ class TransformTests:
                 pull_back(tuple(cotangents_of(f(x)))), torch.func.vjp(r, x)[1](tuple(cotangents_of(r(x)))), limit,
                 f"vjp in {name}",
             )  # fmt: skip
-            if name not in (spec.rows[0], list(tensors)[-1]):
+            if name not in (spec.mapped, list(tensors)[-1]):
                 continue
             self._same(jacfwd(f)(x), jacfwd(r)(x), limit, f"jacfwd in {name}")
             self._same(hessian(sf)(x), hessian(sr)(x), limit, f"hessian in {name}")
@@ -173,7 +173,7 @@ class TransformTests:
     def test_transforms_in_a_compiled_function(self, native, variant):
         spec = self.spec
         tensors = with_gradients(spec.inputs(spec.cases[0], torch.float64))
-        name = spec.rows[0]
+        name = spec.mapped
         x, others = tensors[name].detach(), {k: v for k, v in tensors.items() if k != name}
         f = lambda x: spec.function(**{**others, name: x}, **variant)  # noqa: E731
         for transform in (lambda x: jvp(f, (x,), (x,)), jacrev(lambda x: f(x)[-1].sum())):
@@ -191,7 +191,7 @@ class TransformTests:
         """An exported program holds the op, gives the same numbers and can be trained."""
         spec = self.spec
         tensors = spec.inputs(spec.cases[0], torch.float64)
-        name = spec.rows[0]
+        name = spec.mapped
 
         class Module(torch.nn.Module):
             def __init__(self) -> None:

@@ -56,6 +56,7 @@ class TestPlanarFlow(OpTests):
     spec = OpSpec(
         name="planar_flow", function=ops.planar_flow, reference=reference.planar_flow, make=make, cases=CASES,
         rows=["z"], extreme={k: constrained(v) for k, v in EXTREME.items()}, bad=bad("z"),
+        undo=lambda t, _, out: ops.planar_flow_inverse(out[0], t["w"], t["u"], t["b"])[0],
     )  # fmt: skip
 
 
@@ -67,27 +68,8 @@ class TestPlanarFlowInverse(OpTests):
             k: (lambda make=make: {("x" if n == "z" else n): t for n, t in constrained(make)().items()})
             for k, make in EXTREME.items()
         },
-        bad=bad("x"),
+        bad=bad("x"), undo=lambda t, _, out: ops.planar_flow(out[0], t["w"], t["u"], t["b"])[0],
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("d", [1, 2, 5])
-def test_log_det_is_that_of_the_jacobian(kernels, d):
-    t = {k: v.to(kernels.device) for k, v in make((6, d, 4), torch.Generator().manual_seed(3)).items()}
-    _, log_det = ops.planar_flow(**t)
-    for i in range(6):
-        jacobian = torch.autograd.functional.jacobian(
-            lambda z: ops.planar_flow(z, t["w"], t["u"], t["b"])[0], t["z"][i : i + 1]
-        ).reshape(d, d)
-        assert torch.allclose(torch.linalg.slogdet(jacobian)[1], log_det[i], atol=1e-10)
-
-
-def test_inverse_undoes_the_flow(kernels):
-    t = {k: v.to(kernels.device) for k, v in make((500, 6, 16), torch.Generator().manual_seed(4)).items()}
-    x, log_det = ops.planar_flow(**t)
-    z, inverse_log_det = ops.planar_flow_inverse(x, t["w"], t["u"], t["b"])
-    assert torch.allclose(z, t["z"], atol=1e-8)
-    assert torch.allclose(inverse_log_det, -log_det, atol=1e-8)
 
 
 def test_inverse_at_the_edge_of_invertibility(kernels):

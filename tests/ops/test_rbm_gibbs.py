@@ -315,7 +315,7 @@ BAD = {
     "complex states": (
         lambda t: {"v": t["v"].to(torch.complex64)},
         TypeError,
-        "v: got torch.complex64, want states 0 or 1 in a real, integer or bool dtype",
+        "v: got torch.complex64, want states in a real, integer or bool dtype",
     ),
     "integer weights": (
         lambda t: {"W": t["W"].long()},
