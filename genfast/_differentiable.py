@@ -201,7 +201,8 @@ class Differentiable:
 
         def reference(*args: Any) -> Any:
             out = as_tuple(self._reference(*args))
-            return (*out, *as_tuple(allocate(*args))[len(out) :]) if self._n_outputs > 1 else out[0]
+            rest = as_tuple(allocate(*args))[len(out) :]
+            return (*out, *(args[0].new_empty(0) if t is None else t for t in rest)) if self._n_outputs > 1 else out[0]
 
         return reference
 

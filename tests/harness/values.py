@@ -85,8 +85,11 @@ class ValueTests:
             tensors = spec.inputs(case, dtype, kernels.device)
             outputs = spec.function(**tensors, **variant)
             again = spec.undo(tensors, variant, outputs)
-            limit = 1e-8 if dtype == torch.float64 else 1e-4
-            assert relative_error(again, tensors[spec.mapped]) <= limit, case
+            if dtype == torch.float64:
+                assert relative_error(again, tensors[spec.mapped]) <= 1e-8, case
+            # where the map is flat, rounding y moves x far; but it is mapped to the same y again
+            there = spec.function(**{**tensors, spec.mapped: again}, **variant)
+            assert relative_error(there[0], outputs[0]) <= (1e-8 if dtype == torch.float64 else 1e-4), case
 
     def test_extreme_values_stay_finite(self, kernels, variant):
         for name, make in self.spec.extreme.items():
