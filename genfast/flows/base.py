@@ -1,14 +1,18 @@
 """Base distributions of flows."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
-from genfast._arguments import integer
+from genfast._arguments import integer, real
+from genfast._module import Configured
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Configured):
     """The standard normal N(0, I) on `dim` dimensions: log p(z) = -|z|^2 / 2 - dim log(2 pi) / 2.
 
     Args:
@@ -35,10 +39,133 @@ class StandardNormal(nn.Module):
         """Sizes, for the printed module."""
         return f"dim={self.dim}"
 
+    def saved_options(self) -> dict[str, Any]:
+        """The number of dimensions."""
+        return {"dim": self.dim}
+
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw n samples, `[n, dim]`."""
         return torch.randn(n, self.dim, device=self.like.device, dtype=self.like.dtype, generator=generator)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The log-density log p(z) of z `[..., dim]`; returns `[...]`."""
+        """The log-density log p(z) of z `[..., dim]`; returns `[...]`, summed in float32 or wider and of that dtype."""
+        real("z", z, self.dim)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         return -0.5 * (z * z).sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+
+
+class TorchDistribution(Configured):
+    """A `torch.distributions.Distribution` whose tensors are those of a module.
+
+    They follow `.to()`, are saved in the state dict, and are parameters where they require a gradient, buffers
+    otherwise. `Flow` wraps a distribution in this by itself.
+
+    Args:
+        distribution: over vectors, that is with an event shape of one dimension (see `Independent`).
+
+    Raises:
+        TypeError: no distribution, or one whose tensors are computed from others that require a gradient: these the
+            module could not train.
+
+    Example:
+        >>> scale = torch.nn.Parameter(torch.ones(3))
+        >>> normal = torch.distributions.Normal(torch.zeros(3), scale)
+        >>> base = TorchDistribution(torch.distributions.Independent(normal, 1))
+        >>> [name for name, _ in base.named_parameters()], [name for name, _ in base.named_buffers()]
+        (['base_dist_scale'], ['base_dist_loc'])
+    """
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        if not isinstance(distribution, Distribution):
+            raise TypeError(f"distribution: got {type(distribution).__name__}, want a torch.distributions.Distribution")
+        found = list(_tensors(distribution))
+        self._shapes = {path: t.shape for path, t in found}
+        for path, t in found:
+            name = "_".join(map(str, path))
+            if not t.requires_grad:
+                self.register_buffer(name, t.detach().clone(memory_format=torch.contiguous_format))
+                continue
+            leaf = t if t.is_leaf else t._base
+            if leaf is None or not leaf.is_leaf or leaf.broadcast_to(t.shape).data_ptr() != t.data_ptr():
+                raise TypeError(
+                    f"base: {name} of {type(distribution).__name__} is computed from tensors that require a gradient; "
+                    "give a module with sample(n) and log_prob(z) that computes it in each call"
+                )
+            self.register_parameter(name, leaf if isinstance(leaf, nn.Parameter) else nn.Parameter(leaf))
+        self._skeleton = _rebuilt(distribution, {path: None for path, _ in found})
+
+    @property
+    def distribution(self) -> Distribution:
+        """The distribution of the tensors that the module has now."""
+        now = {}
+        for path, shape in self._shapes.items():
+            now[path] = getattr(self, "_".join(map(str, path))).expand(shape)
+        made: Distribution = _rebuilt(self._skeleton, now)
+        return made
+
+    def extra_repr(self) -> str:
+        """The type, for the printed module."""
+        return _type_names(self._skeleton)
+
+    def saved_options(self) -> dict[str, Any]:
+        """The type of the distribution and its parts, and its shape."""
+        return {"distribution": _type_names(self._skeleton), "event_shape": list(self._skeleton.event_shape)}
+
+    def sample(self, n: int) -> Tensor:
+        """Draw n samples, `[n, D]`; by `rsample`, with gradients in the parameters, where the distribution has it."""
+        distribution = self.distribution
+        draw = distribution.rsample if distribution.has_rsample else distribution.sample
+        z: Tensor = draw(torch.Size((n,)))
+        return z
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """The log-density of z `[..., D]`; returns `[...]`, in float32 or wider."""
+        real("z", z)
+        log_prob: Tensor = self.distribution.log_prob(z.to(torch.promote_types(z.dtype, torch.float32)))
+        return log_prob
+
+
+Path = tuple[str | int, ...]
+
+
+def _parts(x: Any) -> dict[str | int, Any]:
+    """What a distribution, a transform or a list consists of."""
+    if isinstance(x, Distribution | Transform):
+        # what a distribution or transform only remembers of earlier calls is no part of it
+        return {k: v for k, v in vars(x).items() if k not in ("_cached_x_y", "_inv")}
+    return dict(enumerate(x)) if isinstance(x, list | tuple) else {}
+
+
+def _tensors(x: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    for name, part in _parts(x).items():
+        if isinstance(part, Tensor):
+            yield (*path, name), part
+        else:
+            yield from _tensors(part, (*path, name))
+
+
+def _rebuilt(x: Any, tensors: dict[Path, Any], path: Path = ()) -> Any:
+    """A copy with other tensors."""
+    if path in tensors:
+        return tensors[path]
+    parts = {name: _rebuilt(part, tensors, (*path, name)) for name, part in _parts(x).items()}
+    if isinstance(x, Distribution | Transform):
+        copied = object.__new__(type(x))
+        copied.__dict__.update({**vars(x), **parts})
+        if isinstance(x, Transform):
+            copied.__dict__.update(_cached_x_y=(None, None), _inv=None)
+        return copied
+    return type(x)(parts.values()) if isinstance(x, list) else x if not isinstance(x, tuple) else _tuple(x, parts)
+
+
+def _tuple(x: tuple[Any, ...], parts: dict[str | int, Any]) -> tuple[Any, ...]:
+    return x if isinstance(x, torch.Size) else tuple(parts.values())
+
+
+def _type_names(x: Any) -> str:
+    """The types of a distribution and of what it is made of, as in Independent(Normal)."""
+    inner = [_type_names(part) for part in _parts(x).values()]
+    inside = ", ".join(t for t in inner if t)
+    name = type(x).__name__ if isinstance(x, Distribution | Transform) else ""
+    return f"{name}({inside})" if name and inside else name or inside
