@@ -1,13 +1,15 @@
 """The loss of contrastive divergence with its gradient computed at once."""
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from genfast import ops
 from genfast._backend import use_reference
-from genfast._register import reference_vjp, wants_double_backward
+from genfast._module import has_values
 from genfast.ops.rbm import state_product
 from genfast.reference.rbm import rbm_free_energy
 
@@ -25,9 +27,11 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, grads = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        if wants_double_backward(*inputs, grad):
-            return reference_vjp(_weighted_energy, inputs, (grad,))
+        v, weights, *parameters = ctx.saved_tensors[:5]
+        grads = ctx.saved_tensors[5:]
+        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+            grads = torch.func.vjp(functools.partial(_weighted_energy, v, weights), *parameters)[1](grad)
+            return None, None, *grads
         return (None, None, *(grad * g for g in grads))
 
 
@@ -41,7 +45,7 @@ def contrast_grad_(
 ) -> None:
     """Write the gradients of `contrast` in W, vbias and hbias over the contents of `grads`."""
     grad_W, grad_vbias, grad_hbias = grads
-    if use_reference(v):
+    if use_reference(v) or not has_values(v):
         p = torch.addmm(hbias, v, W).sigmoid_()
         torch.mm((v * -weights[:, None]).t(), p, out=grad_W)
     else:
@@ -54,11 +58,14 @@ def contrast_grad_(
 def contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
     """The sum of weights times F(v) for v `[N, n_visible]` and weights `[N]`, differentiable in W, vbias and hbias.
 
-    Where the kernels serve and no gradient of v is wanted, the gradient comes with the value.
+    Where the kernels serve, no gradient of v is wanted and no transform of torch.func is at work, the gradient comes
+    with the value.
     """
     plain = (
-        use_reference(v)
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
+        or use_reference(v)
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or v.requires_grad
         or not (v.dtype == W.dtype == vbias.dtype == hbias.dtype and v.dtype in (torch.float32, torch.float64))
         or not torch.is_grad_enabled()

@@ -101,8 +101,7 @@ class IndexModule(Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if not error_msgs:
-            self._follow()
+        self._follow()
 
 
 def _version(t: Tensor) -> int:

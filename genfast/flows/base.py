@@ -1,7 +1,7 @@
 """Base distributions of flows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class TorchDistribution(Configured):
     """A `torch.distributions.Distribution` whose tensors are those of a module.
 
     They follow `.to()`, are saved in the state dict, and are parameters where they require a gradient, buffers
-    otherwise. `Flow` wraps a distribution in this by itself.
+    otherwise; modules inside the distribution become submodules. `Flow` wraps a distribution in this by itself.
 
     Args:
         distribution: over vectors, that is with an event shape of one dimension (see `Independent`).
@@ -79,10 +79,13 @@ class TorchDistribution(Configured):
         super().__init__()
         if not isinstance(distribution, Distribution):
             raise TypeError(f"distribution: got {type(distribution).__name__}, want a torch.distributions.Distribution")
-        found = list(_tensors(distribution))
-        self._shapes = {path: t.shape for path, t in found}
-        for path, t in found:
-            name = "_".join(map(str, path))
+        found = {path: t for path, t in _leaves(distribution) if isinstance(t, Tensor)}
+        for path, part in _leaves(distribution):
+            if isinstance(part, nn.Module):
+                self.add_module(_name(path), part)
+        self._shapes = {path: t.shape for path, t in found.items()}
+        for path, t in found.items():
+            name = _name(path)
             if not t.requires_grad:
                 self.register_buffer(name, t.detach().clone(memory_format=torch.contiguous_format))
                 continue
@@ -93,16 +96,19 @@ class TorchDistribution(Configured):
                     "give a module with sample(n) and log_prob(z) that computes it in each call"
                 )
             self.register_parameter(name, leaf if isinstance(leaf, nn.Parameter) else nn.Parameter(leaf))
-        self._skeleton = _rebuilt(distribution, {path: None for path, _ in found})
+        self._skeleton = _rebuilt(distribution, dict.fromkeys(found))
 
     @property
     def distribution(self) -> Distribution:
         """The distribution of the tensors that the module has now."""
-        now = {}
-        for path, shape in self._shapes.items():
-            now[path] = getattr(self, "_".join(map(str, path))).expand(shape)
+        now = {path: getattr(self, _name(path)).expand(shape) for path, shape in self._shapes.items()}
         made: Distribution = _rebuilt(self._skeleton, now)
         return made
+
+    @property
+    def reparametrised(self) -> bool:
+        """Whether samples carry the gradient of the parameters, if any parameter wants one."""
+        return self._skeleton.has_rsample or not any(p.requires_grad for p in self.parameters())
 
     def extra_repr(self) -> str:
         """The type, for the printed module."""
@@ -129,43 +135,47 @@ class TorchDistribution(Configured):
 Path = tuple[str | int, ...]
 
 
-def _parts(x: Any) -> dict[str | int, Any]:
-    """What a distribution, a transform or a list consists of."""
-    if isinstance(x, Distribution | Transform):
-        # what a distribution or transform only remembers of earlier calls is no part of it
+def _name(path: Path) -> str:
+    return "_".join(map(str, path))
+
+
+def _parts(x: Any) -> dict[Any, Any]:
+    """What a distribution, a transform or a container consists of."""
+    if isinstance(x, Transform):  # without what it remembers of its last call
         return {k: v for k, v in vars(x).items() if k not in ("_cached_x_y", "_inv")}
+    if isinstance(x, Distribution):
+        return vars(x)
+    if isinstance(x, dict):
+        return x
     return dict(enumerate(x)) if isinstance(x, list | tuple) else {}
 
 
-def _tensors(x: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+def _leaves(x: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     for name, part in _parts(x).items():
-        if isinstance(part, Tensor):
+        if isinstance(part, Tensor | nn.Module):
             yield (*path, name), part
         else:
-            yield from _tensors(part, (*path, name))
+            yield from _leaves(part, (*path, name))
 
 
-def _rebuilt(x: Any, tensors: dict[Path, Any], path: Path = ()) -> Any:
+def _rebuilt(x: Any, tensors: Mapping[Path, Any], path: Path = ()) -> Any:
     """A copy with other tensors."""
     if path in tensors:
         return tensors[path]
     parts = {name: _rebuilt(part, tensors, (*path, name)) for name, part in _parts(x).items()}
     if isinstance(x, Distribution | Transform):
         copied = object.__new__(type(x))
-        copied.__dict__.update({**vars(x), **parts})
+        copied.__dict__.update(vars(x) | parts)
         if isinstance(x, Transform):
             copied.__dict__.update(_cached_x_y=(None, None), _inv=None)
         return copied
-    return type(x)(parts.values()) if isinstance(x, list) else x if not isinstance(x, tuple) else _tuple(x, parts)
-
-
-def _tuple(x: tuple[Any, ...], parts: dict[str | int, Any]) -> tuple[Any, ...]:
-    return x if isinstance(x, torch.Size) else tuple(parts.values())
+    if isinstance(x, list | tuple) and not isinstance(x, torch.Size):
+        return type(x)(parts.values())
+    return parts if isinstance(x, dict) else x
 
 
 def _type_names(x: Any) -> str:
     """The types of a distribution and of what it is made of, as in Independent(Normal)."""
-    inner = [_type_names(part) for part in _parts(x).values()]
-    inside = ", ".join(t for t in inner if t)
+    inside = ", ".join(filter(None, (_type_names(part) for part in _parts(x).values())))
     name = type(x).__name__ if isinstance(x, Distribution | Transform) else ""
     return f"{name}({inside})" if name and inside else name or inside

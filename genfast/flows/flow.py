@@ -127,8 +127,14 @@ class Flow(Module):
             A scalar: -log Z at the best, where Z is the integral of the target.
 
         Raises:
-            ValueError: the target does not return one number a row.
+            ValueError: the target does not return one number a row, or the base is a distribution with parameters but
+                without `rsample`: the gradient of its samples is then unknown.
         """
+        if isinstance(self.base, TorchDistribution) and not self.base.reparametrised:
+            raise ValueError(
+                "base: the gradient of the reverse KL divergence in its parameters needs samples with a gradient, and "
+                "the distribution has no rsample; freeze the base (requires_grad_(False)) or take another"
+            )
         x, log_q = self.sample_and_log_prob(n, generator=generator)
         log_p = target_log_prob(x)
         if log_p.shape != log_q.shape:
