@@ -38,7 +38,8 @@ class ModuleSpec:
         smooth: the calls that are differentiable in the parameters and in x.
         in_x: whether x has derivatives too.
         half: whether the module works in half types.
-        initial: whether parameters are moved away from their start (a start may be the identity).
+        traced: the calls that are compiled and exported; all, where not given.
+        resets: whether `reset_parameters` knows the initial values of a module that was made on the meta device.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModuleSpec:
     in_x: bool = True
     half: bool = True
     traced: Sequence[str] | None = None
+    resets: bool = True
 
     def make(self, dtype: torch.dtype = torch.float64, *, seed: int = 0, shake: float = 0.3) -> nn.Module:
         torch.manual_seed(seed)
@@ -196,6 +198,14 @@ class ModuleTests:
         other = copy.deepcopy(deferred)
         deferred.load_state_dict(module.state_dict())
         same(results(deferred, spec, x), want, rtol=0, atol=0)
+        if not spec.resets:
+            with pytest.raises(RuntimeError, match="was made on the meta device"):
+                other.reset_parameters()
+            other = copy.deepcopy(module)
+            other.to_empty(device="cpu")
+            with torch.no_grad():
+                for t in tensors(other):
+                    t.fill_(torch.nan)
         other.reset_parameters()
         for t in itertools.chain(results(other, spec, x), other.parameters()):
             assert t.isfinite().all()

@@ -1,5 +1,6 @@
 """Base distributions of flows."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from genfast._arguments import integer, real
-from genfast._module import Configured
+from genfast._module import Configured, has_values
 
 
 class StandardNormal(Configured):
@@ -96,6 +97,8 @@ class TorchDistribution(Configured):
                     "give a module with sample(n) and log_prob(z) that computes it in each call"
                 )
             self.register_parameter(name, leaf if isinstance(leaf, nn.Parameter) else nn.Parameter(leaf))
+        registered = itertools.chain(self.named_parameters(recurse=False), self.named_buffers(recurse=False))
+        self._initial = {name: t.detach().clone() for name, t in registered if has_values(t)}
         self._skeleton = _rebuilt(distribution, dict.fromkeys(found))
 
     @property
@@ -114,6 +117,19 @@ class TorchDistribution(Configured):
         """The type, for the printed module."""
         return _type_names(self._skeleton)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Give the tensors the values of the distribution that the module was made of.
+
+        Raises:
+            RuntimeError: it was made on the meta device, without values.
+        """
+        for name in map(_name, self._shapes):
+            if name not in self._initial:
+                raise RuntimeError(f"{name}: was made on the meta device, want its values from load_state_dict")
+            getattr(self, name).copy_(self._initial[name])
+        super().reset_parameters()
+
     def saved_options(self) -> dict[str, Any]:
         """The type of the distribution and its parts, and its shape."""
         return {"distribution": _type_names(self._skeleton), "event_shape": list(self._skeleton.event_shape)}
@@ -128,7 +144,13 @@ class TorchDistribution(Configured):
     def log_prob(self, z: Tensor) -> Tensor:
         """The log-density of z `[..., D]`; returns `[...]`, in float32 or wider."""
         real("z", z)
-        log_prob: Tensor = self.distribution.log_prob(z.to(torch.promote_types(z.dtype, torch.float32)))
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        if z.numel() == 0:  # Independent reshapes to -1
+            return (0 * z).sum(-1)
+        distribution = self.distribution
+        if not has_values(z):
+            _trust(distribution)
+        log_prob: Tensor = distribution.log_prob(z)
         return log_prob
 
 
@@ -172,6 +194,14 @@ def _rebuilt(x: Any, tensors: Mapping[Path, Any], path: Path = ()) -> Any:
     if isinstance(x, list | tuple) and not isinstance(x, torch.Size):
         return type(x)(parts.values())
     return parts if isinstance(x, dict) else x
+
+
+def _trust(x: Any) -> None:
+    """Switch off the checks of a distribution and its parts, which look at the numbers."""
+    if isinstance(x, Distribution):
+        x._validate_args = False
+    for part in _parts(x).values():
+        _trust(part)
 
 
 def _type_names(x: Any) -> str:
