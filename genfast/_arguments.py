@@ -31,9 +31,10 @@ def number(name: str, value: object, low: float, high: float) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {type(value).__name__}, want a number")
-    if not low <= value <= high:
+    result = float(value)
+    if not low <= result <= high:
         raise ValueError(f"{name}: got {value!r}, want a number from {low:g} to {high:g}")
-    return float(value)
+    return result
 
 
 def real(name: str, x: object, size: int | None = None) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genfast._tracing import has_values
+
 _EXTRA = "_extra_state"
 
 
@@ -15,9 +17,9 @@ class Module(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in nn.Module; where it raises, nothing has changed."""
-        before = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules()]
+        before = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules()]  # noqa: SLF001
         with torch.no_grad():
-            values = {t: t.clone() for _, *found in before for d in found for t in d.values() if t is not None}
+            values = {t: t.clone() for _, p, b in before for t in (*p.values(), *b.values()) if t is not None}
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except Exception:
@@ -25,8 +27,8 @@ class Module(nn.Module):
                 for t, value in values.items():
                     t.copy_(value)
             for module, parameters, buffers in before:
-                module._parameters.update(parameters)
-                module._buffers.update(buffers)
+                module._parameters.update(parameters)  # noqa: SLF001
+                module._buffers.update(buffers)  # noqa: SLF001
             raise
 
     def reset_parameters(self) -> None:
@@ -96,13 +98,3 @@ def reset(module: nn.Module) -> None:
     else:
         for child in module.children():
             reset(child)
-
-
-def has_values(t: Tensor) -> bool:
-    """Whether the numbers of a tensor can be looked at: not on the meta device, not in a trace or transform."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(t) in (Tensor, nn.Parameter)
-        and t.device.type != "meta"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-    )

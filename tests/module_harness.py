@@ -169,8 +169,7 @@ class ModuleTests:
             state = copy.deepcopy(module.state_dict())
             try:
                 module.load_state_dict(donor.state_dict())
-            except RuntimeError as error:
-                assert len(str(error).splitlines()) >= 2, "torch's summary and a reason"
+            except RuntimeError:
                 same(results(module, spec, x), before, rtol=0, atol=0)
                 after = module.state_dict()
                 assert after.keys() == state.keys()

@@ -49,10 +49,6 @@ def masked(kind, name, family, mask, **options):
     return layer(name, family, lambda **o: kind(mask(), hidden=(3,), **options, **o))
 
 
-def scattered():
-    return [True, False, False, True]
-
-
 def base(family, distribution, **options):
     def build(*, dtype, device=None):
         where = {"dtype": dtype, "device": device}
@@ -82,38 +78,32 @@ def composed(kind, **options):
 
 
 MASKS = {
-    "last": half_mask,
-    "first": half_mask,
-    "odd": alternating_mask,
-    "even": alternating_mask,
-    "scattered": scattered,
+    "last": lambda: half_mask(DIM),
+    "first": lambda: half_mask(DIM, last=False),
+    "odd": lambda: alternating_mask(DIM),
+    "even": lambda: alternating_mask(DIM, odd=False),
+    "scattered": lambda: [True, False, False, True],
 }
-
-
-def mask(name):
-    if name == "scattered":
-        return scattered
-    if name in ("first", "last"):
-        return lambda: half_mask(DIM, last=name == "last")
-    return lambda: alternating_mask(DIM, odd=name == "odd")
 
 
 class TestFlows(ModuleTests):
     specs = (
         layer("planar", "planar", lambda **o: Planar(DIM, 2, **o)),
-        *(masked(AffineCoupling, f"affine, {m}", "affine", mask(m)) for m in ("last", "first", "odd", "even", "scattered")),
+        *(masked(AffineCoupling, f"affine, {m}", "affine", MASKS[m]) for m in MASKS),
         masked(AffineCoupling, "affine, one moved", "affine", lambda: [False, False, False, True]),
-        masked(AffineCoupling, "affine, exp", "affine", mask("last"), scale_map="exp"),
-        masked(AffineCoupling, "affine, clamp", "affine", mask("odd"), scale_options={"clamp": 0.5}),
+        masked(AffineCoupling, "affine, exp", "affine", MASKS["last"], scale_map="exp"),
+        masked(AffineCoupling, "affine, clamp", "affine", MASKS["odd"], scale_options={"clamp": 0.5}),
         layer(
             "affine, tanh network",
             "affine",
-            lambda **o: AffineCoupling(half_mask(DIM), MLP(2, (3,), 4, activation=nn.Tanh, **o), device=o.get("device")),
+            lambda *, device=None, **o: AffineCoupling(
+                half_mask(DIM), MLP(2, (3,), 4, activation=nn.Tanh, device=device, **o), device=device
+            ),
         ),
-        *(masked(AdditiveCoupling, f"additive, {m}", "additive", mask(m)) for m in ("last", "even")),
-        *(masked(SplineCoupling, f"spline, {m}", "spline", mask(m), n_bins=3) for m in ("last", "even")),
-        masked(SplineCoupling, "spline, bound", "spline", mask("last"), n_bins=3, bound=2.5),
-        masked(SplineCoupling, "spline, minima", "spline", mask("last"), n_bins=3, min_bin_width=0.1),
+        *(masked(AdditiveCoupling, f"additive, {m}", "additive", MASKS[m]) for m in ("last", "even")),
+        *(masked(SplineCoupling, f"spline, {m}", "spline", MASKS[m], n_bins=3) for m in ("last", "even")),
+        masked(SplineCoupling, "spline, bound", "spline", MASKS["last"], n_bins=3, bound=2.5),
+        masked(SplineCoupling, "spline, minima", "spline", MASKS["last"], n_bins=3, min_bin_width=0.1),
         layer("reverse", "permutation", lambda dtype, **o: Permutation("reverse", DIM, **o)),
         layer("cycle", "permutation", lambda dtype, **o: Permutation([1, 2, 3, 0], **o)),
         flow("affine flow", "flow", composed(AffineCoupling)),

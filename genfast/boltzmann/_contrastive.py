@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from genfast import ops
 from genfast._backend import use_reference
-from genfast._module import has_values
+from genfast._tracing import has_values, transform_active
 from genfast.ops.rbm import state_product
 from genfast.reference.rbm import rbm_free_energy
 
@@ -64,8 +63,7 @@ def contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor
     plain = (
         torch.compiler.is_compiling()
         or use_reference(v)
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or transform_active()
         or v.requires_grad
         or not (v.dtype == W.dtype == vbias.dtype == hbias.dtype and v.dtype in (torch.float32, torch.float64))
         or not torch.is_grad_enabled()

@@ -18,7 +18,7 @@ def all_states(n_units: int, start: int, stop: int, *, device: torch.device) -> 
 
 
 class _Recomputed(torch.autograd.Function):
-    """A scalar function(*tensors), of which the backward keeps the arguments only: as a checkpoint, but under torch.func too."""
+    """A scalar function(*tensors) whose backward keeps the arguments alone: a checkpoint that torch.func takes too."""
 
     generate_vmap_rule = True
 
@@ -38,10 +38,9 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        value, pull = torch.func.vjp(ctx.function, *ctx.saved_tensors)  # the function is a scalar one
-        grads = pull(torch.ones_like(value))
+        grads = torch.func.grad(ctx.function, tuple(range(len(ctx.saved_tensors))))(*ctx.saved_tensors)
         products = [(g * t).sum() for g, t in zip(grads, tangents[1:], strict=True) if t is not None]
-        return torch.stack(products).sum() if products else torch.zeros_like(value)
+        return torch.stack(products).sum()
 
 
 def log_partition_rbm(W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from genfast._arguments import real
-from genfast._module import has_values
+from genfast._tracing import has_values
 
 _HINT = "(genfast.data.Dataset.binarized(), or (x > threshold).float(), makes images 0/1)"
 

@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from genfast import ops
 from genfast._arguments import integer, number, real
 from genfast._finite import check_finite
-from genfast._module import Module, has_values
+from genfast._module import Module
+from genfast._tracing import has_values, is_differentiated
 from genfast.boltzmann._contrastive import contrast, contrast_grad_
 from genfast.boltzmann._enumerate import log_partition_rbm
 from genfast.boltzmann._refuse import refuse_gradient
@@ -159,15 +160,13 @@ class RBM(Module):
                 machine with more than 25 units in the smaller layer.
         """
         v = binary("v", v, self.n_visible, self.W.dtype)
-        W, vbias, hbias = self.W, self.vbias, self.hbias
+        W, vbias, hbias = self._parameters_now()
         if log_partition is None:
-            log_z: Tensor | float = self.log_partition()
-        else:
-            log_z = log_partition
-            if _is_constant(log_z):
-                W, vbias, hbias = (refuse_gradient(x, _CONSTANT_LOG_Z) for x in (W, vbias, hbias))
+            log_partition = self.log_partition()
+        elif _is_constant(log_partition):
+            W, vbias, hbias = (refuse_gradient(x, _CONSTANT_LOG_Z) for x in (W, vbias, hbias))
         free = ops.rbm_free_energy(v, W, vbias, hbias)
-        return -free - (log_z.to(free.dtype) if isinstance(log_z, Tensor) else log_z)
+        return -free - (log_partition.to(free.dtype) if isinstance(log_partition, Tensor) else log_partition)
 
     @torch.no_grad()
     def pseudo_likelihood(self, v: Tensor, *, exact: bool = False, generator: torch.Generator | None = None) -> Tensor:
@@ -186,8 +185,8 @@ class RBM(Module):
             Besag 1975, "Statistical analysis of non-lattice data".
         """
         v = binary("v", v, self.n_visible, self.W.dtype)
-        parameters = (self.W, self.vbias, self.hbias)
-        if any(torch._C._functorch.is_gradtrackingtensor(x) for x in (v, *parameters)):
+        parameters = self._parameters_now()
+        if any(is_differentiated(x) for x in (v, *parameters)):
             raise RuntimeError("pseudo_likelihood: has no gradient, but a transform of torch.func asks for one")
         free = ops.rbm_free_energy(v, *parameters)
 
@@ -416,6 +415,9 @@ class RBM(Module):
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
+    def _parameters_now(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.W, self.vbias, self.hbias
+
     def _visible(self, v: Tensor, name: str = "v") -> Tensor:
         return probabilities(name, v, self.n_visible, self.W.dtype)
 
@@ -458,15 +460,15 @@ class RBM(Module):
 
     def _mean_weights(self, n_data: int, n_model: int) -> Tensor:
         """1 / n_data for the rows of data, -1 / n_model for those of the model; kept for the next call."""
-        W = self.W
-        key = (n_data, n_model, W.dtype, W.device, torch.is_inference_mode_enabled())
-        if self._weights is not None and self._weights[0] == key and has_values(W):
+        W, keep = self.W, has_values(self.W)
+        key = (n_data, n_model, W.dtype, W.device, keep and torch.is_inference_mode_enabled())
+        if keep and self._weights is not None and self._weights[0] == key:
             return self._weights[1]
         if n_data == 0 or n_model == 0:
             raise ValueError(f"v_data, v_model: got {n_data} and {n_model} rows, want at least one of each")
         weights = torch.full((n_data + n_model,), 1 / n_data, dtype=W.dtype, device=W.device)
         weights[n_data:] = -1 / n_model
-        if has_values(W) and has_values(weights):
+        if keep and has_values(weights):
             self._weights = (key, weights)
         return weights
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfast._module import Module, has_values
+from genfast._module import Module
+from genfast._tracing import has_values, is_transformed
 
 
 class IndexModule(Module):
@@ -46,7 +47,7 @@ class IndexModule(Module):
         assert vector is not None  # noqa: S101  (registered above)
         if vector is self._seen[0] and _version(vector) == self._seen[1]:
             return True
-        if torch._C._functorch.is_functorch_wrapped_tensor(vector):
+        if is_transformed(vector):
             return False
         if has_values(vector):
             values = vector.tolist()
@@ -105,4 +106,4 @@ class IndexModule(Module):
 
 
 def _version(t: Tensor) -> int:
-    return -1 if t.is_inference() else t._version
+    return -1 if t.is_inference() else t._version  # noqa: SLF001

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from genfast._module import has_values
+from genfast._tracing import has_values
 
 
 class Bounded(Protocol):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from genfast._arguments import integer, real
-from genfast._module import Configured, has_values
+from genfast._module import Configured
+from genfast._tracing import has_values
 
 
 class StandardNormal(Configured):
@@ -90,7 +91,7 @@ class TorchDistribution(Configured):
             if not t.requires_grad:
                 self.register_buffer(name, t.detach().clone(memory_format=torch.contiguous_format))
                 continue
-            leaf = t if t.is_leaf else t._base
+            leaf = t if t.is_leaf else t._base  # noqa: SLF001
             if leaf is None or not leaf.is_leaf or leaf.broadcast_to(t.shape).data_ptr() != t.data_ptr():
                 raise TypeError(
                     f"base: {name} of {type(distribution).__name__} is computed from tensors that require a gradient; "
@@ -199,7 +200,7 @@ def _rebuilt(x: Any, tensors: Mapping[Path, Any], path: Path = ()) -> Any:
 def _trust(x: Any) -> None:
     """Switch off the checks of a distribution and its parts, which look at the numbers."""
     if isinstance(x, Distribution):
-        x._validate_args = False
+        x._validate_args = False  # noqa: SLF001
     for part in _parts(x).values():
         _trust(part)
 

@@ -17,8 +17,9 @@ class Planar(Module):
         \log|\det| = \sum_k \log(1 + (w_k \cdot \hat u_k) (1 - \tanh^2(w_k \cdot z_k + b_k)))
 
     u is constrained, through w.u_hat = softplus(w.u) - 1 > -1, so that each layer is invertible, whatever finite values
-    the parameters take; unlike other libraries' planar flow, this one has its inverse and so scores data. The parameters `w`, `u` `[n_layers, dim]` and
-    `b [n_layers]` start as in normflows: u from U(+-sqrt 2), w from U(+-sqrt(2 / dim)), b = 0.
+    the parameters take; unlike other libraries' planar flow, this one has its inverse and so scores data. The
+    parameters `w`, `u` `[n_layers, dim]` and `b [n_layers]` start as in normflows: u from U(+-sqrt 2), w from
+    U(+-sqrt(2 / dim)), b = 0.
 
     Args:
         dim: number of dimensions.

@@ -88,7 +88,7 @@ def test_probabilities_are_refused_where_a_state_is_wanted(native, name):
 @pytest.mark.parametrize("name", HIDDEN)
 def test_hidden_states_are_checked_too(name):
     rbm = machine().float()
-    with pytest.raises(ValueError, match="^h: got values from 0 to 7, want 0 or 1, or probabilities in between"):
+    with pytest.raises(ValueError, match=r"^h: got values from 0 to 7, want 0 or 1, or probabilities in between"):
         HIDDEN[name](rbm, torch.tensor([[0, 1, 7, 0]]))
     for dtype in (torch.bool, torch.int64, torch.float64):
         torch.manual_seed(0)
