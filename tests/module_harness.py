@@ -392,6 +392,23 @@ class ModuleTests:
             program = torch.export.export(Call(module, method), (x,), strict=False)
             same(program.module()(x), want, rtol=1e-9, atol=1e-9)
 
+    def test_gradients_of_the_exported_module(self, spec):
+        """An exported program that is fine-tuned gets the module's gradients, and not none."""
+        module, x = spec.make(), spec.data(torch.float64)
+        for method in smooth_methods(spec):
+            program = torch.export.export(Call(module, method), (x,), strict=False).module()
+            names = [n for n, _ in module.named_parameters()]
+            parameters = [program.get_parameter(f"module.{n}") for n in names]
+            if not names or method not in (spec.traced or spec.calls):
+                continue
+            got = torch.autograd.grad(sum(t.sum() for t in program(x)), parameters, allow_unused=True)
+            loss = sum(t.sum() for t in call(module, method, x))
+            want = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+            for name, a, b in zip(names, got, want, strict=True):
+                assert (a is None) == (b is None), f"{method}: {name}"
+                if a is not None:
+                    torch.testing.assert_close(a, b)
+
     @pytest.mark.slow
     def test_compile(self, spec):
         """One graph; a state that is loaded afterwards is seen."""
