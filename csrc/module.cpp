@@ -1,4 +1,4 @@
-// The extension module: what was built, which instruction set is in use, and one line an op.
+// The extension module: what was built, which instruction set is in use, and the kernels that describe themselves.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/backend.h"
+#include "common/binding.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -14,11 +15,6 @@
 namespace py = pybind11;
 
 namespace gf {
-
-void bind_coupling(py::module_& m);
-void bind_planar(py::module_& m);
-void bind_rbm(py::module_& m);
-void bind_rq_spline(py::module_& m);
 
 namespace {
 
@@ -113,16 +109,13 @@ Backend cpu_target() { return target().backend; }
 }  // namespace gf
 
 PYBIND11_MODULE(_C, m) {
-  const py::module_ torch = py::module_::import("torch");
-  const char* names[] = {"float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"};
-  for (int i = 0; i < static_cast<int>(gf::DType::other); ++i)
-    gf::torch_dtype(i) = py::object(torch.attr(names[i])).release().ptr();
-
   m.def("build_info", &gf::build_info);
   m.def("set_cpu_target", &gf::set_cpu_target, py::arg("name"));
-
-  gf::bind_coupling(m);
-  gf::bind_planar(m);
-  gf::bind_rbm(m);
-  gf::bind_rq_spline(m);
+  m.def("set_keep_workspaces", &gf::set_keep_workspaces, py::arg("keep"));
+  m.def("set_read_attributes", &gf::set_read_attributes, py::arg("read"));
+  PyObject* kernels = gf::add_kernels(m.ptr());
+  if (kernels == nullptr) throw py::error_already_set();
+  m.def(
+      "kernels", [all = py::reinterpret_steal<py::dict>(kernels)] { return all; },
+      "The names of the kernels, and of each the names of its arguments in the order of a call.");
 }

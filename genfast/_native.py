@@ -52,13 +52,6 @@ def has_cuda() -> bool:
     return bool(load().build_info()["cuda"])
 
 
-def stream(x: torch.Tensor) -> int:
-    """The current CUDA stream of x's device, as an address; 0 on the CPU. To be read when the kernel is launched."""
-    if x.is_cuda:
-        return int(torch.cuda.current_stream(x.device).cuda_stream)
-    return 0
-
-
 def _libgomp() -> str:
     try:
         with Path("/proc/self/maps").open() as maps:

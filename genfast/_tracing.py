@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 
 def has_values(t: Tensor) -> bool:
@@ -23,8 +22,3 @@ def is_transformed(t: Tensor) -> bool:
 def is_differentiated(t: Tensor) -> bool:
     """Whether a transform of torch.func takes a derivative in t."""
     return torch._C._functorch.is_gradtrackingtensor(t)  # noqa: SLF001
-
-
-def transform_active() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001

@@ -16,6 +16,12 @@ namespace gf {
 
 enum class DType : int { f32, f64, f16, bf16, i64, i32, u8, b8, other };
 
+// Bytes of one number.
+inline int64_t size_of(DType t) {
+  constexpr int64_t bytes[] = {4, 8, 2, 2, 8, 4, 1, 1, 0};
+  return bytes[static_cast<int>(t)];
+}
+
 struct Half {
   uint16_t bits;
 };

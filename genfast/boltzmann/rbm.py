@@ -388,6 +388,9 @@ class RBM(Module):
 
         Returns:
             The model's states `[N, n_visible]`, for `contrastive_loss(v, states)` where the loss is wanted.
+
+        Raises:
+            RuntimeError: a parameter is computed from others (`torch.nn.utils.parametrize`), which it cannot reach.
         """
         v = self._visible(v)
         return self._contrast_backward(v, self._chains_from(v, k, generator).reshape(-1, self.n_visible))
@@ -426,6 +429,7 @@ class RBM(Module):
 
     def _chains_from(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
         """The states of chains that start from the data, after k sweeps."""
+        integer("k", k)
         if v.device.type != "cpu" or not has_values(v):
             return self.gibbs(drawn(v, generator), k, generator=generator)[0]
         try:
@@ -435,6 +439,7 @@ class RBM(Module):
 
     def _next_chains(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
         """The persistent chains after k sweeps; the first call starts one for each row of v."""
+        integer("k", k)
         if self.n_chains == 0:
             self.reset_chains(v.numel() // self.n_visible, generator=generator)
         return self.gibbs(self.chains, k, generator=generator)[0]
@@ -450,12 +455,17 @@ class RBM(Module):
         return loss
 
     def _contrast_backward(self, v_data: Tensor, v_model: Tensor) -> Tensor:
-        W, vbias, hbias = self.W, self.vbias, self.hbias
-        if W.grad is None or vbias.grad is None or hbias.grad is None:
-            W.grad, vbias.grad, hbias.grad = (torch.empty_like(x) for x in (W, vbias, hbias))
+        parameters = self._parameters_now()
+        grads = []
+        for p in parameters:
+            if not p.is_leaf:
+                raise RuntimeError("a parameter is computed from others (parametrized): use cd_loss or pcd_loss")
+            if p.grad is None and p.requires_grad:
+                p.grad = torch.empty_like(p)
+            grads.append(torch.empty_like(p) if p.grad is None or not p.requires_grad else p.grad)
         rows = torch.cat([v_data.reshape(-1, self.n_visible), v_model])
         weights = self._mean_weights(rows.shape[0] - v_model.shape[0], v_model.shape[0])
-        contrast_grad_(rows, weights, W, vbias, hbias, (W.grad, vbias.grad, hbias.grad))
+        contrast_grad_(rows, weights, *parameters, (grads[0], grads[1], grads[2]))
         return v_model
 
     def _mean_weights(self, n_data: int, n_model: int) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genfast._register import autocast_to_float32
+
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -22,23 +24,31 @@ def floating(name: str, x: Any) -> None:
         raise TypeError(f"{name}: got {x.dtype}, want float32, float64, float16 or bfloat16")
 
 
-def same_dtype_and_device(like: Tensor, **tensors: Any) -> None:
-    """Refuse tensors of different dtypes or devices; under autocast dtypes may differ (they are raised to float32)."""
-    dtype, device, first = like.dtype, like.device, next(iter(tensors))
+def same_dtype_and_device(like: Tensor, first: str, **tensors: Any) -> None:
+    """Refuse tensors of another dtype or device than `like`, which is called `first`.
+
+    Under autocast half types count as float32, to which they are raised.
+    """
+    dtype, device = like.dtype, like.device
     for name, x in tensors.items():
-        if x is like:
-            continue
         tensor(name, x)
         if x.device != device:
             raise ValueError(f"{name}: got a tensor on {x.device}, want {device} like {first}")
-        if x.dtype != dtype and not (x.dtype in _FLOATING and torch.is_autocast_enabled(device.type)):
+        if x.dtype != dtype and not (autocast_to_float32(like) and _raised(x.dtype) == _raised(dtype) == torch.float32):
             raise TypeError(f"{name}: got {x.dtype}, want {dtype} like {first}")
 
 
-def shape(name: str, x: Tensor, want: Sequence[int | None], meaning: str) -> None:
-    """Refuse a tensor of another shape; None stands for any size."""
-    if x.dim() != len(want) or any(w is not None and s != w for s, w in zip(x.shape, want, strict=True)):
-        raise ValueError(f"{name}: got shape {list(x.shape)}, want {meaning}")
+def _raised(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def shape(name: str, x: Tensor, want: Sequence[int | None], meaning: str, *values: object) -> None:
+    """Refuse a tensor of another shape; None stands for any size. `values` go into the braces of `meaning`."""
+    got = x.shape
+    if got == want:
+        return
+    if len(got) != len(want) or any(w is not None and s != w for s, w in zip(got, want, strict=True)):
+        raise ValueError(f"{name}: got shape {list(got)}, want {meaning.format(*values)}")
 
 
 def rows(name: str, x: Tensor) -> tuple[Tensor, torch.Size]:

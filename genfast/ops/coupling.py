@@ -6,187 +6,121 @@ import torch
 from torch import Tensor
 
 from genfast import _native
-from genfast._backend import use_reference
-from genfast._register import define, keep_signature, wants_double_backward
+from genfast._register import autocast_to_float32, differentiable
 from genfast.ops import _checks as check
 from genfast.reference import coupling as reference
 from genfast.reference.coupling import LAYOUTS, SCALE_MAPS
 
 _MAPS = tuple(SCALE_MAPS)
-_PACKED_FIRST = ("chunked_shift_scale", "interleaved")  # where shift comes before scale
 _MAX_LOG_SCALE = 80.0  # e^80 and e^-80 are normal numbers of float32
 
-Place = tuple[int, int, int]
-Spec = tuple[int, float, float, float, float, float, bool]  # the end of the ops' schemas
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _place(t: Tensor) -> tuple[Tensor, Place]:
-    """A contiguous view of the memory under a matrix, and the matrix's offset, row and column stride in it."""
-    n, d = t.shape
-    if t.is_contiguous():
-        return t, (0, d, 1)
-    row, col = t.stride()
-    if n == 0 or d == 0 or (col > 2 and d > 1):
-        return t.contiguous(), (0, d, 1)
-    return t.as_strided(((n - 1) * row + (d - 1) * col + 1,), (1,)), (0, row, col)
+def _outputs(
+    x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, layout: int, map: int, clamp: float,
+    offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape), x.new_empty(x.shape[:1], dtype=check.accumulate_dtype(x))
 
 
-def _unpack(params: Tensor, layout: int) -> tuple[Tensor, Place, Place]:
-    """The memory under packed parameters, and the places of shift and scale in it."""
-    flat, (start, row, col) = _place(params)
-    half = params.shape[1] // 2
-    if LAYOUTS[layout] == "interleaved":
-        return flat, (start, row, 2 * col), (start + col, row, 2 * col)
-    first, second = (start, row, col), (start + half * col, row, col)
-    return (flat, first, second) if LAYOUTS[layout] in _PACKED_FIRST else (flat, second, first)
+def _near(t: Tensor | None) -> Tensor | None:
+    """A matrix whose columns lie close together; the kernels read others in place too, but slowly."""
+    return t.contiguous() if t is not None and t.stride(1) > 2 and t.shape[1] > 1 else t
 
 
 def _forward(
-    x: Tensor, shift: Tensor, scale: Tensor | None, layout: int, scale_map: int, clamp: float, offset: float,
-    min_scale: float, gain: float, limit: float, inverse: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    n, d = x.shape
-    y, log_det = x.new_empty((n, d)), x.new_empty(n, dtype=check.accumulate_dtype(x))
-    if n == 0 or d == 0:
+    x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, *constants: Any
+) -> tuple[Tensor, Tensor]:
+    y, log_det = _outputs(x, shift, scale, params, *constants)
+    if x.numel() == 0:
         return y, log_det.zero_()
-    x, x_at = _place(x)
-    if scale is None:
-        shift, shift_at, scale_at = _unpack(shift, layout)
-        scale = shift
-    else:
-        shift, shift_at = _place(shift)
-        scale, scale_at = _place(scale)
-    _native.coupling_forward(
-        x=x, x_at=x_at, shift=shift, shift_at=shift_at, scale=scale, scale_at=scale_at, y=y, log_det=log_det,
-        spec=(scale_map, clamp, offset, min_scale, gain, limit), inverse=inverse, stream=_native.stream(x),
-    )  # fmt: skip
+    _native.coupling_forward(_near(x), _near(shift), _near(scale), _near(params), *constants, y, log_det)
     return y, log_det
 
 
-def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=check.accumulate_dtype(x))
+# What is kept of x and y is the side of the map before scale and shift: the input of the forward, the inverse's output.
+# The gradients of what is not given are empty, and so is that of shift in the forward: it is grad_y itself.
+def _gradients(
+    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Tensor | None, params: Tensor | None, layout: int,
+    map: int, clamp: float, offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
+) -> Gradients:  # fmt: skip
+    like = (kept, kept if inverse and params is None else None, scale, params)
+    x, shift, scale, params = (kept.new_empty(0 if t is None else t.shape) for t in like)
+    return x, shift, scale, params
 
 
 def _backward(
-    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, raw: Tensor, packed: bool, layout: int, scale_map: int,
-    clamp: float, offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grads = _backward_fake(grad_y, grad_log_det, kept, raw, packed, layout, scale_map, clamp, offset, min_scale,
-                           gain, limit, inverse)  # fmt: skip
-    n, d = kept.shape
-    if n == 0 or d == 0:
+    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Tensor | None, params: Tensor | None, *constants: Any
+) -> Gradients:
+    grads = _gradients(grad_y, grad_log_det, kept, scale, params, *constants)
+    if kept.numel() == 0:
         return grads
-    grad_x, grad_shift, grad_raw = grads
-    grad_y, grad_y_at = _place(grad_y)
-    kept, kept_at = _place(kept)
-    if grad_log_det.stride(0) not in (0, 1):
-        grad_log_det = grad_log_det.contiguous()
-    row = grad_log_det.stride(0)
-    if not grad_log_det.is_contiguous():
-        grad_log_det = grad_log_det.as_strided((1,), (1,))
-    shift_out: Tensor | None = None
-    if packed:
-        raw, _, raw_at = _unpack(raw, layout)
-        shift_out, shift_at, grad_raw_at = _unpack(grad_raw, layout)
-    else:
-        raw, raw_at = _place(raw)
-        shift_at = grad_raw_at = (0, d, 1)
-        if inverse:
-            shift_out = grad_shift
+    x, *others = grads
+    wanted = [t if t.numel() else None for t in others]
     _native.coupling_backward(
-        grad_y=grad_y, grad_y_at=grad_y_at, grad_log_det=grad_log_det, grad_log_det_row=row, kept=kept,
-        kept_at=kept_at, scale=raw, scale_at=raw_at, grad_x=grad_x, grad_shift=shift_out, grad_shift_at=shift_at,
-        grad_scale=grad_raw, grad_scale_at=grad_raw_at, spec=(scale_map, clamp, offset, min_scale, gain, limit),
-        inverse=inverse, stream=_native.stream(grad_x),
-    )  # fmt: skip
+        _near(grad_y), grad_log_det, _near(kept), _near(scale), _near(params), *constants, x, *wanted
+    )
     return grads
 
 
-def _backward_fake(
-    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, raw: Tensor, packed: bool, layout: int, scale_map: int,
-    clamp: float, offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    n, d = kept.shape
-    return kept.new_empty((n, d)), kept.new_empty((n, d if inverse and not packed else 0)), raw.new_empty(raw.shape)
+def _save(args: tuple[Any, ...], out: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    x, _, scale, params, *constants = args
+    return (out[0] if constants[-1] else x, scale, params, *constants)
 
 
-_CONSTANTS = "int scale_map, float clamp, float offset, float min_scale, float gain, float limit, bool inverse"
-_forward_op = define(
-    "affine_coupling_forward",
-    f"(Tensor x, Tensor shift, Tensor? scale, int layout, {_CONSTANTS}) -> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    rows=("x", "shift", "scale"),
-    row_outputs=(True, True),
-    strided=True,
-)
-# The second result, the gradient of shift, is empty where that is grad_y itself or lies in the packed third.
-_backward_op = define(
-    "affine_coupling_backward",
-    f"(Tensor grad_y, Tensor grad_log_det, Tensor kept, Tensor raw, bool packed, int layout, {_CONSTANTS})"
-    " -> (Tensor, Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-    rows=("grad_y", "grad_log_det", "kept", "raw"),
-    row_outputs=(True, True, True),
-    strided=True,
-)
+def _to_arguments(
+    values: tuple[Any, ...], grads: tuple[Tensor, ...], found: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    x, shift, scale, params = found
+    packed, inverse = values[2] is not None, values[-1]
+    return (x, None, None, params) if packed else (x, shift if inverse else grads[0], scale, None)
 
 
-@keep_signature
-class _AffineCoupling(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, shift: Tensor, scale: Tensor | None, layout: int, spec: Spec) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = _forward_op(x, shift, scale, layout, *spec)
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, shift, scale, ctx.layout, ctx.spec = inputs
-        ctx.packed = scale is None
-        ctx.save_for_backward(output[0] if ctx.spec[-1] else x, shift if scale is None else scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kept, raw = ctx.saved_tensors
-        function: Any = _differentiable_backward if wants_double_backward(*grads, kept, raw) else _backward_op
-        grad_x, grad_shift, grad_raw = function(*grads, kept, raw, ctx.packed, ctx.layout, *ctx.spec)
-        if ctx.packed:
-            return grad_x, grad_raw, None, None, None
-        return grad_x, grad_shift if ctx.spec[-1] else grads[0], grad_raw, None, None
+def _log_scale(raw: Tensor, constants: tuple[Any, ...]) -> Tensor:
+    _, map, clamp, offset, min_scale, gain, limit, _ = constants
+    return reference.log_scale(
+        raw, _MAPS[map], clamp=clamp, offset=offset, min_scale=min_scale, gain=gain, max_log_scale=limit
+    )
 
 
-def _differentiable_backward(
-    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, raw: Tensor, packed: bool, layout: int, scale_map: int,
-    clamp: float, offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The adjoint in differentiable operations, with the reference's log s: what double backward goes through."""
+def _reference(
+    x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, *constants: Any
+) -> tuple[Tensor, Tensor]:
+    layout, map, clamp, offset, min_scale, gain, limit, inverse = constants
+    if params is not None:
+        shift, scale = reference.split_params(params, LAYOUTS[layout])
+    return reference.affine_coupling(
+        x, shift, scale, scale_map=_MAPS[map], inverse=inverse, clamp=clamp, offset=offset, min_scale=min_scale,
+        gain=gain, max_log_scale=limit,
+    )  # fmt: skip
 
-    def log_scale(t: Tensor) -> Tensor:
-        return reference.log_scale(
-            t, _MAPS[scale_map], clamp=clamp, offset=offset, min_scale=min_scale, gain=gain, max_log_scale=limit
-        )
 
+def _backward_reference(
+    grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Tensor | None, params: Tensor | None, *constants: Any
+) -> Gradients:
+    """The adjoint in differentiable operations, with the reference's log s."""
+    inverse, dtype = constants[-1], kept.dtype
+    layout = LAYOUTS[constants[0]]
     wide = check.accumulate_dtype(kept)
+    raw = (reference.split_params(params, layout)[1] if scale is None else scale).to(wide)
     g, x, l_row = grad_y.to(wide), kept.to(wide), grad_log_det.unsqueeze(-1)
-    scale = reference.split_params(raw, LAYOUTS[layout])[1] if packed else raw
-    scale = scale.to(wide)
-    if inverse:
-        grad_x = g * torch.exp(-log_scale(scale))
-        grad_shift, cotangent = -grad_x, -(g * x + l_row)
-    else:
-        grad_x = g * torch.exp(log_scale(scale))
-        grad_shift, cotangent = g, grad_x * x + l_row
-    grad_scale = torch.func.vjp(log_scale, scale)[1](cotangent)[0]
-    if packed:
-        if LAYOUTS[layout] == "interleaved":
-            grad_scale = torch.stack((grad_shift, grad_scale), -1).flatten(-2)
-        else:
-            shift_first = LAYOUTS[layout] in _PACKED_FIRST
-            grad_scale = torch.cat((grad_shift, grad_scale) if shift_first else (grad_scale, grad_shift), -1)
-    return grad_x.to(kept.dtype), grad_shift.to(kept.dtype), grad_scale.to(raw.dtype)
+    log_s, pull_back, *_ = torch.func.vjp(lambda t: _log_scale(t, constants), raw)
+    grad_x = g * torch.exp(-log_s if inverse else log_s)
+    grad_shift = -grad_x if inverse else g
+    (grad_scale,) = pull_back(-(g * x + l_row) if inverse else grad_x * x + l_row)
+    empty = kept.new_empty(0)
+    if params is None:
+        return grad_x.to(dtype), grad_shift.to(dtype) if inverse else empty, grad_scale.to(dtype), empty
+    grad_params = reference.join_params(grad_shift, grad_scale, layout)
+    return grad_x.to(dtype), empty, empty, grad_params.to(dtype)
+
+
+_op = differentiable(
+    "coupling", _outputs, outputs=("y", "log_det"), reference=_reference, launch=_forward, backward=_gradients,
+    backward_launch=_backward, backward_reference=_backward_reference, save=_save, gradients=_to_arguments,
+    rows=("x", "shift", "scale", "params", "kept"), strided=True,
+)  # fmt: skip
 
 
 def _number(name: str, value: Any, default: float, low: float, high: float) -> float:
@@ -227,12 +161,6 @@ def _constants(
 def _same_shape(name: str, t: Tensor, x: Tensor) -> None:
     if t.shape != x.shape:
         raise ValueError(f"{name}: got shape {list(t.shape)}, want {list(x.shape)}, that of x")
-
-
-def _raised(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Half types as float32 under autocast, before autograd keeps them."""
-    low = (torch.float16, torch.bfloat16)
-    return tuple(t.float() if t is not None and t.dtype in low else t for t in tensors)
 
 
 def affine_coupling(
@@ -310,38 +238,23 @@ def affine_coupling(
     constants = _constants(scale_map, clamp, offset, min_scale, gain, max_log_scale)
     if layout not in LAYOUTS:
         raise ValueError(f"layout: got {layout!r}, want one of {', '.join(map(repr, LAYOUTS))}")
-    first: Tensor
     if params is not None:
         if shift is not None or scale is not None:
             raise ValueError("params: give either params or shift and scale, got both")
-        check.same_dtype_and_device(x, x=x, params=params)
+        check.same_dtype_and_device(x, "x", params=params)
         if params.shape != (*x.shape[:-1], 2 * x.shape[-1]):
             raise ValueError(f"params: got shape {list(params.shape)}, want [..., 2 D] for x of shape {list(x.shape)}")
-        first = params
+        params = params if x.dim() == 2 else params.reshape(rows.shape[0], params.shape[-1])
     else:
         if shift is None or scale is None:
             missing = "shift" if shift is None else "scale"
             raise ValueError(f"{missing}: got None, want shift and scale, or params")
-        check.same_dtype_and_device(x, x=x, shift=shift, scale=scale)
+        check.same_dtype_and_device(x, "x", shift=shift, scale=scale)
         _same_shape("shift", shift, x)
         _same_shape("scale", scale, x)
-        first = shift
-    if x.dim() != 2:
-        first = first.reshape(rows.shape[0], first.shape[-1])
-        scale = None if scale is None else scale.reshape(rows.shape)
-    if torch.is_autocast_enabled(x.device.type):
-        rows, first, scale = _raised(rows, first, scale)
-    if use_reference(x):
-        if scale is None:
-            first, scale = reference.split_params(first, layout)
-        names = dict(zip(("clamp", "offset", "min_scale", "gain", "max_log_scale"), constants[1:], strict=True))
-        y, log_det = reference.affine_coupling(rows, first, scale, scale_map=scale_map, inverse=inverse, **names)
-    else:
-        number = LAYOUTS.index(layout)
-        if torch.is_grad_enabled():
-            y, log_det = _AffineCoupling.apply(rows, first, scale, number, (*constants, inverse))
-        else:
-            y, log_det = _forward_op(rows, first, scale, number, *constants, inverse)
+        if x.dim() != 2:
+            shift, scale = shift.reshape(rows.shape), scale.reshape(rows.shape)
+    y, log_det = _op(rows, shift, scale, params, LAYOUTS.index(layout), *constants, bool(inverse))
     return check.restore(y, log_det, x, batch)
 
 
@@ -374,8 +287,8 @@ def additive_coupling(x: Tensor, shift: Tensor, *, inverse: bool = False) -> tup
     check.floating("x", x)
     if x.dim() == 0:
         check.rows("x", x)
-    check.same_dtype_and_device(x, x=x, shift=shift)
+    check.same_dtype_and_device(x, "x", shift=shift)
     _same_shape("shift", shift, x)
-    if torch.is_autocast_enabled(x.device.type):
-        x, shift = _raised(x, shift)
+    if autocast_to_float32(x):
+        x, shift = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, shift))
     return reference.additive_coupling(x, shift, inverse=inverse)

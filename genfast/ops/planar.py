@@ -6,132 +6,71 @@ import torch
 from torch import Tensor
 
 from genfast import _native
-from genfast._backend import use_reference
-from genfast._register import define, keep_signature, reference_vjp, wants_double_backward
+from genfast._register import differentiable
 from genfast.ops import _checks as check
 from genfast.reference import planar as reference
-
-# --- the two ops ------------------------------------------------------------------------------------------------------
-
-
-def _forward(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    out, log_det, a = _forward_fake(z, w, u, b, inverse, save)
-    _native.planar_forward(
-        input=z, w=w, u=u, b=b, output=out, log_det=log_det, a=a if save else None,
-        inverse=inverse, stream=_native.stream(z),
-    )  # fmt: skip
-    return out, log_det, a
-
-
-def _forward_fake(
-    z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, k, acc = z.shape[0], w.shape[0], check.accumulate_dtype(z)
-    a = z.new_empty((k, n) if save else (0, 0), dtype=acc)
-    return z.new_empty(z.shape), z.new_empty(n, dtype=acc), a
-
-
-def _backward(
-    z: Tensor,
-    out: Tensor | None,
-    a: Tensor | None,
-    w: Tensor,
-    u: Tensor,
-    b: Tensor,
-    grad_out: Tensor,
-    grad_log_det: Tensor,
-    inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = _backward_fake(z, out, a, w, u, b, grad_out, grad_log_det, inverse)
-    grad_in, grad_w, grad_u, grad_b = grads
-    if a is None and not _native.planar_recomputes(like=z):
-        out, _, a = _forward(z, w, u, b, inverse, True)
-    size = _native.planar_workspace(n=z.shape[0], d=z.shape[1], k=w.shape[0])
-    _native.planar_backward(
-        input=z, output=out, a=a, w=w, u=u, b=b, grad_output=grad_out, grad_log_det=grad_log_det,
-        grad_input=grad_in, grad_w=grad_w, grad_u=grad_u, grad_b=grad_b,
-        workspace=grad_log_det.new_empty(size), inverse=inverse, stream=_native.stream(z),
-    )  # fmt: skip
-    return grads
-
-
-def _backward_fake(
-    z: Tensor,
-    out: Tensor | None,
-    a: Tensor | None,
-    w: Tensor,
-    u: Tensor,
-    b: Tensor,
-    grad_out: Tensor,
-    grad_log_det: Tensor,
-    inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return z.new_empty(z.shape), w.new_empty(w.shape), u.new_empty(u.shape), b.new_empty(b.shape)
-
-
-_forward_op = define(
-    "planar_forward",
-    "(Tensor z, Tensor w, Tensor u, Tensor b, bool inverse, bool save) -> (Tensor, Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-)
-_backward_op = define(
-    "planar_backward",
-    "(Tensor z, Tensor? out, Tensor? a, Tensor w, Tensor u, Tensor b, Tensor grad_out, Tensor grad_log_det, "
-    "bool inverse) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
-
-
-# --- the differentiable function --------------------------------------------------------------------------------------
-
 
 # Up to this width a layer is so cheap that its backward computes a = w.z + b anew; then nothing but the input is kept.
 _RECOMPUTE_WIDTH = 8
 
 
-@keep_signature
-class _Planar(torch.autograd.Function):
-    generate_vmap_rule = True
+def _outputs(
+    input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, acc = input.shape[0], check.accumulate_dtype(input)
+    a = input.new_empty((w.shape[0], n) if save else (0, 0), dtype=acc)
+    return input.new_empty(input.shape), input.new_empty((n,), dtype=acc), a
 
-    @staticmethod
-    def forward(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-        out: tuple[Tensor, Tensor, Tensor] = _forward_op(z, w, u, b, inverse, inverse or z.shape[1] > _RECOMPUTE_WIDTH)
-        return out
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        z, w, u, b, ctx.inverse = inputs
-        out, _, a = output
-        ctx.mark_non_differentiable(a)
-        ctx.kept = ctx.inverse or z.shape[1] > _RECOMPUTE_WIDTH
-        ctx.save_for_backward(z, w, u, b, *((out, a) if ctx.kept else ()))
+def _forward(input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor, ...]:
+    output, log_det, a = _outputs(input, w, u, b, inverse, save)
+    _native.planar_forward(input, w, u, b, inverse, output, log_det, a if save else None)
+    return output, log_det, a
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        z, w, u, b, *kept = ctx.saved_tensors
-        out, a = kept if ctx.kept else (None, None)
-        grad_out, grad_log_det = grads[:2]
-        if wants_double_backward(z, w, u, b, grad_out, grad_log_det):
-            function = reference.planar_flow_inverse if ctx.inverse else reference.planar_flow
-            return (*reference_vjp(function, (z, w, u, b), (grad_out, grad_log_det)), None)
-        return (*_backward_op(z, out, a, w, u, b, grad_out, grad_log_det, ctx.inverse), None)
+
+def _gradients(
+    input: Tensor, output: Tensor | None, a: Tensor | None, w: Tensor, u: Tensor, b: Tensor, grad_output: Tensor,
+    grad_log_det: Tensor, inverse: bool, save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return input.new_empty(input.shape), w.new_empty(w.shape), u.new_empty(u.shape), b.new_empty(b.shape)
+
+
+def _backward(
+    input: Tensor, output: Tensor | None, a: Tensor | None, w: Tensor, u: Tensor, b: Tensor, grad_output: Tensor,
+    grad_log_det: Tensor, inverse: bool, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if inverse and a is None:
+        output, _, a = _forward(input, w, u, b, inverse, True)
+    grads = _gradients(input, output, a, w, u, b, grad_output, grad_log_det, inverse, save)
+    _native.planar_backward(input, output, a, w, u, b, grad_output, grad_log_det, inverse, *grads)
+    return grads
+
+
+def _save(args: tuple[Any, ...], out: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    input, w, u, b, inverse, save = args
+    return (input, *((out[0], out[2]) if save else (None, None)), w, u, b, inverse, save)
+
+
+def _reference(input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor, Tensor]:
+    return (reference.planar_flow_inverse if inverse else reference.planar_flow)(input, w, u, b)
+
+
+_op = differentiable(
+    "planar", _outputs, outputs=("output", "log_det", "a"), reference=_reference, launch=_forward, backward=_gradients,
+    backward_launch=_backward, save=_save, row_outputs=False,
+)  # fmt: skip
 
 
 def _planar(z: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, name: str) -> tuple[Tensor, Tensor]:
     check.floating(name, z)
-    check.same_dtype_and_device(z, **{name: z, "w": w, "u": u, "b": b})
+    check.same_dtype_and_device(z, name, w=w, u=u, b=b)
     rows, batch = check.rows(name, z)
-    check.shape("w", w, (None, rows.shape[1]), f"[K, D] with D = {rows.shape[1]} of {name}")
-    check.shape("u", u, tuple(w.shape), "that of w")
-    check.shape("b", b, (w.shape[0],), "[K] of w")
-    if use_reference(z):
-        out, log_det = (reference.planar_flow_inverse if inverse else reference.planar_flow)(rows, w, u, b)
-    elif torch.is_grad_enabled():
-        out, log_det, _ = _Planar.apply(rows, w, u, b, inverse)
-    else:
-        out, log_det, _ = _forward_op(rows, w, u, b, inverse, False)
+    check.shape("w", w, (None, rows.shape[1]), "[K, D] with D = {} of " + name, rows.shape[1])
+    check.shape("u", u, w.shape, "that of w")
+    check.shape("b", b, w.shape[:1], "[K] of w")
+    keep = (inverse or rows.shape[1] > _RECOMPUTE_WIDTH) and torch.is_grad_enabled()
+    save = keep and (z.requires_grad or w.requires_grad or u.requires_grad or b.requires_grad)
+    out, log_det, *_ = _op(rows, w, u, b, inverse, save)
     return check.restore(out, log_det, z, batch)
 
 
@@ -233,6 +172,6 @@ def planar_constrain_u(w: Tensor, u: Tensor) -> Tensor:
         True
     """
     check.floating("w", w)
-    check.same_dtype_and_device(w, w=w, u=u)
+    check.same_dtype_and_device(w, "w", u=u)
     check.shape("u", u, tuple(w.shape), "that of w")
     return reference.planar_constrain_u(w, u)

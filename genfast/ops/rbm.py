@@ -1,14 +1,11 @@
 """Restricted Boltzmann machines: many Gibbs sweeps in one call, and the free energy."""
 
-import threading
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from genfast import _native
 from genfast._backend import use_reference
-from genfast._register import define, keep_signature, reference_vjp, wants_double_backward
+from genfast._register import define, differentiable
 from genfast.ops import _checks as check
 from genfast.reference import rbm as reference
 
@@ -19,98 +16,91 @@ _NOT_FINITE, _NOT_BINARY, _BAD_BETA = 1, 2, 4  # bits of the kernel's status
 
 # --- Gibbs sampling ---------------------------------------------------------------------------------------------------
 
+# Products (chain, visible unit, hidden unit) of one call of the kernel: half a second of the slowest one. A longer call
+# is cut into several, so that an interrupt is heard in between; the chain is the same, bit for bit.
+_SLICE = 2**31
+
+
+def _outputs(
+    v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, beta: Tensor, clamp: Tensor | None, seed: Tensor, n_steps: int,
+    first_chain: int, first_step: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return v.new_empty(v.shape), v.new_empty(v.shape[0], W.shape[1])
+
 
 def _gibbs(
-    v: Tensor,
-    W: Tensor,
-    vbias: Tensor,
-    hbias: Tensor,
-    beta: Tensor,
-    clamp: Tensor | None,
-    seed: Tensor,
-    n_steps: int,
-    first_chain: int,
-    first_step: int,
-) -> tuple[Tensor, Tensor]:
+    v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, beta: Tensor, clamp: Tensor | None, seed: Tensor, n_steps: int,
+    first_chain: int, first_step: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     states = v if v.dtype in _STATES else v.to(torch.int64)
-    if W.dtype != torch.float64:
+    if W.dtype not in (torch.float32, torch.float64):
         W, vbias, hbias = W.float(), vbias.float(), hbias.float()
-    out_v, out_h = _gibbs_fake(states, W, vbias, hbias, beta, clamp, seed, n_steps, first_chain, first_step)
-    status = seed.new_empty(1, dtype=torch.int32)
-    size = _native.rbm_gibbs_workspace(n=v.shape[0], nv=W.shape[0], nh=W.shape[1])
-    _native.rbm_gibbs(
-        v=states, W=W, vbias=vbias, hbias=hbias, beta=beta, clamp=clamp, seed=seed, out_v=out_v, out_h=out_h,
-        status=status, workspace=_workspace(size, status), n_steps=n_steps, first_chain=first_chain & 0xFFFFFFFF,
-        first_step=first_step & 0xFFFFFFFF, stream=_native.stream(v),
+    n, products = v.shape[0], W.shape[0] * W.shape[1]
+    if n * n_steps * products <= _SLICE:
+        outputs = _slice(states, W, vbias, hbias, beta, clamp, seed, n_steps, first_chain, first_step)
+    else:
+        block = min(n, max(64, _SLICE // products // 64 * 64))
+        steps = max(1, _SLICE // (block * products))
+        parts = []
+        for i in range(0, n, block):
+            out_v, part = states[i : i + block], slice(i, i + block)
+            beta_i = beta[part] if beta.shape[0] == n else beta
+            clamp_i = clamp[part] if clamp is not None and clamp.dim() == 2 else clamp
+            for j in range(0, n_steps, steps):
+                out_v, out_h = _slice(
+                    out_v, W, vbias, hbias, beta_i, clamp_i, seed, min(steps, n_steps - j), first_chain + i,
+                    first_step + j,
+                )  # fmt: skip
+            parts.append((out_v, out_h))
+        outputs = (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    return outputs if states is v else (outputs[0].to(v.dtype), outputs[1].to(v.dtype))
+
+
+def _slice(
+    v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, beta: Tensor, clamp: Tensor | None, seed: Tensor, n_steps: int,
+    first_chain: int, first_step: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out_v, out_h = _outputs(v, W, vbias, hbias, beta, clamp, seed, n_steps, first_chain, first_step)
+    # A GPU's status lies in memory, and looking at it waits; so it is looked at only where NaN cannot tell.
+    status = seed.new_empty(1, dtype=torch.int32) if v.is_cuda and not v.is_floating_point() else None
+    returned: int | None = _native.rbm_gibbs(
+        v, W, vbias, hbias, beta, clamp, seed, n_steps, first_chain & 0xFFFFFFFF, first_step & 0xFFFFFFFF, out_v,
+        out_h, status,
     )  # fmt: skip
-    # Looking at the status of a GPU waits for it, so this is done only where NaN cannot tell.
-    if not v.is_cuda or not v.is_floating_point():
-        _refuse(int(status), v)
-    return out_v.to(v.dtype), out_h.to(v.dtype)
-
-
-_kept = threading.local()
-
-
-def _workspace(size: int, like: Tensor) -> Tensor:
-    """An int32 workspace; on the CPU that of the thread's last call, whose pages are there already."""
-    if like.is_cuda:
-        return like.new_empty(size)
-    kept: Tensor | None = getattr(_kept, "workspace", None)
-    if kept is None or kept.shape[0] != size:
-        kept = _kept.workspace = like.new_empty(size)
-    return kept
+    if status is not None:
+        returned = int(status)
+    if returned:
+        _refuse(returned, v)
+    return out_v, out_h
 
 
 def _refuse(status: int, v: Tensor) -> None:
     if status & _NOT_BINARY:
         raise ValueError("v: expected states that are 0 or 1, got other values")
-    if status and not v.is_floating_point():
+    if not v.is_floating_point():
         raise ValueError(
             f"W, vbias, hbias, beta: expected finite values, because {v.dtype} states cannot express NaN; "
             "got NaN or infinity"
         )
 
 
-def _gibbs_fake(
-    v: Tensor,
-    W: Tensor,
-    vbias: Tensor,
-    hbias: Tensor,
-    beta: Tensor,
-    clamp: Tensor | None,
-    seed: Tensor,
-    n_steps: int,
-    first_chain: int,
-    first_step: int,
-) -> tuple[Tensor, Tensor]:
-    del vbias, hbias, beta, clamp, seed, n_steps, first_chain, first_step
-    return v.new_empty(v.shape), v.new_empty(v.shape[0], W.shape[1])
-
-
-_gibbs_op = define(
-    "rbm_gibbs",
-    "(Tensor v, Tensor W, Tensor vbias, Tensor hbias, Tensor beta, Tensor? clamp, Tensor seed, int n_steps,"
-    " int first_chain, int first_step) -> (Tensor, Tensor)",
-    _gibbs,
-    _gibbs_fake,
-    autocast=False,  # weights are raised to float32 anyway, and states keep their dtype
-)
+# Weights are raised to float32 anyway, and states keep their dtype.
+_gibbs_op = define("rbm_gibbs", _outputs, launch=_gibbs, autocast=False)
 
 
 def _machine(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, torch.Size]:
     """Checks the parameters of a machine; v as rows, and its leading dimensions."""
     check.floating("W", W)
-    check.same_dtype_and_device(W, W=W, vbias=vbias, hbias=hbias)
+    check.same_dtype_and_device(W, "W", vbias=vbias, hbias=hbias)
     check.tensor("v", v)
     if v.device != W.device:
         raise ValueError(f"v: got a tensor on {v.device}, want {W.device} like W")
     rows, batch = check.rows("v", v)
-    check.shape("W", W, (rows.shape[1], None), f"[n_visible, n_hidden] with n_visible = {rows.shape[1]} of v")
-    if 0 in W.shape:
+    check.shape("W", W, (rows.shape[1], None), "[n_visible, n_hidden] with n_visible = {} of v", rows.shape[1])
+    if W.numel() == 0:
         raise ValueError(f"W: got shape {list(W.shape)}, want at least one visible and one hidden unit")
-    check.shape("vbias", vbias, (W.shape[0],), "[n_visible] of W")
-    check.shape("hbias", hbias, (W.shape[1],), "[n_hidden] of W")
+    check.shape("vbias", vbias, W.shape[:1], "[n_visible] of W")
+    check.shape("hbias", hbias, W.shape[1:], "[n_hidden] of W")
     return rows, batch
 
 
@@ -235,7 +225,7 @@ def rbm_gibbs(
         if number < least:
             raise ValueError(f"{name}: got {number}, want at least {least}")
     betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v.device)
-    parameters = (rows.detach(), W.detach(), vbias.detach(), hbias.detach())
+    parameters = [t.detach() if t.requires_grad else t for t in (rows, W, vbias, hbias)]
     if use_reference(v):
         out_v, out_h = reference.rbm_gibbs(
             *parameters, seed=key, n_steps=n_steps, beta=betas, clamp=mask, first_chain=first_chain,
@@ -259,9 +249,7 @@ def state_product(
     if (
         left.dtype == torch.float32
         and not left.is_cuda
-        and _native.rbm_sparse_product(
-            left=left, scale=scale, right=right, init=init, out=out, transposed=transposed, stream=_native.stream(left)
-        )
+        and _native.rbm_sparse_product(left, right, scale, init, transposed, out)
     ):
         return out
     if scale is not None:
@@ -269,75 +257,41 @@ def state_product(
     return torch.mm(left, right, out=out) if init is None else torch.addmm(init, left, right, out=out)
 
 
+# p = P(h = 1 | v) comes out of the forward for the backward's use.
+def _energies(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape[:1]), v.new_empty(v.shape[0], W.shape[1])
+
+
 def _energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
-    fields, energy = state_product(v, W, init=hbias), v.new_empty(v.shape[0])
-    _native.rbm_free_energy(v=v, vbias=vbias, fields=fields, energy=energy, stream=_native.stream(v))
-    return energy, fields
+    p, energy = state_product(v, W, init=hbias), v.new_empty(v.shape[:1])
+    _native.rbm_free_energy(v, vbias, p, energy)
+    return energy, p
 
 
-def _energy_fake(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
-    del vbias, hbias
-    return v.new_empty(v.shape[0]), v.new_empty(v.shape[0], W.shape[1])
+def _energy_gradients(
+    v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, p: Tensor, grad_energy: Tensor, need_v: bool, need_W: bool,
+    need_vbias: bool, need_hbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    of_parameters = need_W or need_vbias or need_hbias
+    nv, nh = W.shape if of_parameters else (0, 0)
+    return v.new_empty(v.shape if need_v else (0, 0)), W.new_empty(nv, nh), W.new_empty(nv), W.new_empty(nh)
 
 
 def _energy_backward(
-    v: Tensor, W: Tensor, vbias: Tensor, p: Tensor, grad: Tensor, of_v: bool, of_parameters: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = list(_energy_backward_fake(v, W, vbias, p, grad, of_v, of_parameters))
-    if of_v:
-        grads[0] = torch.addmm(vbias, p, W.t()).mul_(-grad[:, None])
-    if of_parameters:
-        grads[1:] = [state_product(v, p, scale=grad), -(grad @ v), -(grad @ p)]
-    return grads[0], grads[1], grads[2], grads[3]
+    v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, p: Tensor, grad_energy: Tensor, *needs: bool
+) -> tuple[Tensor, ...]:
+    grads = list(_energy_gradients(v, W, vbias, hbias, p, grad_energy, *needs))
+    if needs[0]:
+        grads[0] = torch.addmm(vbias, p, W.t()).mul_(-grad_energy[:, None])
+    if any(needs[1:]):
+        grads[1:] = [state_product(v, p, scale=grad_energy), -(grad_energy @ v), -(grad_energy @ p)]
+    return tuple(grads)
 
 
-def _energy_backward_fake(
-    v: Tensor, W: Tensor, vbias: Tensor, p: Tensor, grad: Tensor, of_v: bool, of_parameters: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    del vbias, p, grad
-    nv, nh = W.shape if of_parameters else (0, 0)
-    return v.new_empty(v.shape if of_v else (0, 0)), W.new_empty(nv, nh), W.new_empty(nv), W.new_empty(nh)
-
-
-_energy_op = define(
-    "rbm_free_energy_forward",
-    "(Tensor v, Tensor W, Tensor vbias, Tensor hbias) -> (Tensor, Tensor)",
-    _energy,
-    _energy_fake,
-    rows=("v",),
-    row_outputs=(True, True),
-)
-_energy_backward_op = define(
-    "rbm_free_energy_backward",
-    "(Tensor v, Tensor W, Tensor vbias, Tensor p, Tensor grad, bool of_v, bool of_parameters)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    _energy_backward,
-    _energy_backward_fake,
-)
-
-
-@keep_signature
-class _FreeEnergy(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = _energy_op(v, W, vbias, hbias)
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        v, W, vbias, hbias, p = ctx.saved_tensors
-        if wants_double_backward(v, W, vbias, hbias, grads[0]):
-            return reference_vjp(reference.rbm_free_energy, (v, W, vbias, hbias), grads[:1])
-        of_v, of_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-        found = _energy_backward_op(v, W, vbias, p, grads[0], of_v, of_parameters)
-        return tuple(g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True))
+_energy_op = differentiable(
+    "rbm_free_energy", _energies, outputs=("energy", "p"), reference=reference.rbm_free_energy, launch=_energy,
+    backward=_energy_gradients, backward_launch=_energy_backward, rows=("v",),
+)  # fmt: skip
 
 
 def rbm_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
@@ -376,14 +330,64 @@ def rbm_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tenso
     if not v.is_floating_point():
         rows = rows.to(W.dtype)
     elif v.dtype != W.dtype:
-        check.same_dtype_and_device(W, W=W, v=v)
+        check.same_dtype_and_device(W, "W", v=v)
     arguments = (rows, W, vbias, hbias)
-    if any(x.dtype in (torch.float16, torch.bfloat16) for x in arguments):
+    if W.dtype in (torch.float16, torch.bfloat16):
         arguments = (rows.float(), W.float(), vbias.float(), hbias.float())
-    if use_reference(v):
-        energy = reference.rbm_free_energy(*arguments)
-    elif torch.is_grad_enabled():
-        energy, _ = _FreeEnergy.apply(*arguments)
+    energy: Tensor | tuple[Tensor, ...] = _energy_op(*arguments)
+    return (energy if isinstance(energy, Tensor) else energy[0]).reshape(batch)
+
+
+# --- the loss of contrastive divergence -------------------------------------------------------------------------------
+
+
+def _contrasts(
+    v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = [t.new_empty(t.shape) for t in (W, vbias, hbias)]
+    return v.new_empty(()), v.new_empty(v.shape[:1]), like[0], like[1], like[2]
+
+
+def _contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, ...]:
+    energy, p = _energy(v, W, vbias, hbias)
+    gradients = (state_product(v, p, scale=weights), -(weights @ v), -(weights @ p))
+    return (energy @ weights, energy, *gradients)
+
+
+def _contrast_gradients(
+    v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, energy: Tensor, of_W: Tensor, of_vbias: Tensor,
+    of_hbias: Tensor, grad_loss: Tensor, need_v: bool, need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    like = [t.new_empty(t.shape) for t in (weights, W, vbias, hbias)]
+    return v.new_empty(v.shape if need_v else (0, 0)), like[0], like[1], like[2], like[3]
+
+
+def _contrast_backward(
+    v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, energy: Tensor, of_W: Tensor, of_vbias: Tensor,
+    of_hbias: Tensor, grad_loss: Tensor, need_v: bool, need_weights: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if need_v:
+        p = torch.addmm(hbias, v, W).sigmoid_()
+        of_v = torch.addmm(vbias, p, W.t()).mul_((weights * -grad_loss)[:, None])
     else:
-        energy, _ = _energy_op(*arguments)
-    return energy.reshape(batch)
+        of_v = v.new_empty(0, 0)
+    return (of_v, *(grad_loss * t for t in (energy, of_W, of_vbias, of_hbias)))
+
+
+def _weighted_energy(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
+    return (reference.rbm_free_energy(v, W, vbias, hbias) * weights).sum()
+
+
+_contrast_op = differentiable(
+    "rbm_contrast", _contrasts, outputs=("loss", "energy", "of_W", "of_vbias", "of_hbias"), reference=_weighted_energy,
+    launch=_contrast, backward=_contrast_gradients, backward_launch=_contrast_backward, row_outputs=False,
+)  # fmt: skip
+
+
+def rbm_contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
+    """The sum of weights times F(v) for rows v `[N, n_visible]` and weights `[N]`: one node of autograd.
+
+    Its gradient in W, vbias and hbias is computed together with the value. All tensors are float32, or all float64.
+    """
+    loss: Tensor | tuple[Tensor, ...] = _contrast_op(v, weights, W, vbias, hbias)
+    return loss if isinstance(loss, Tensor) else loss[0]

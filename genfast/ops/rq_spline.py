@@ -1,140 +1,40 @@
 """Monotone rational-quadratic splines: each direction and each gradient in one kernel."""
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from genfast import _native
-from genfast._backend import use_reference
-from genfast._register import define, keep_signature, reference_vjp, wants_double_backward
+from genfast._register import differentiable
 from genfast.ops import _checks as check
 from genfast.reference import rq_spline as reference
 
-Options = tuple[float, float, float, float, bool]  # bound, minima of width, height and derivative, inverse
 
-# --- the ops: forward and backward, with the parameters in three tensors or packed in one -----------------------------
-
-
-def _forward(
-    x: Tensor, widths: Tensor, heights: Tensor | None, slopes: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor]:
-    y, log_det = _forward_fake(x)
-    bound, min_width, min_height, min_slope, inverse = options
-    _native.rq_spline_forward(
-        x=x, widths=widths, heights=heights, slopes=slopes, y=y, log_det=log_det, bound=bound, min_width=min_width,
-        min_height=min_height, min_slope=min_slope, inverse=inverse, stream=_native.stream(x),
-    )  # fmt: skip
-    return y, log_det
-
-
-def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+# The parameters are three tensors, or one of rows [widths | heights | slopes].
+def _outputs(
+    x: Tensor, widths: Tensor | None, heights: Tensor | None, slopes: Tensor | None, params: Tensor | None,
+    bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=check.accumulate_dtype(x))
 
 
-def _forward_packed(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    return _forward(x, params, None, None, *options)
-
-
-def _gradients(
-    x: Tensor, parameters: tuple[Tensor, ...], grad_y: Tensor, grad_log_det: Tensor, options: tuple[Any, ...]
-) -> tuple[Tensor, ...]:
-    grads = (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters))
-    at = dict(zip(("widths", "heights", "slopes"), parameters, strict=False))
-    grad_at = dict(zip(("widths", "heights", "slopes"), grads[1:], strict=False))
-    bound, min_width, min_height, min_slope, inverse = options
-    _native.rq_spline_backward(
-        x=x, widths=at["widths"], heights=at.get("heights"), slopes=at.get("slopes"), grad_y=grad_y,
-        grad_log_det=grad_log_det, grad_x=grads[0], grad_widths=grad_at["widths"],
-        grad_heights=grad_at.get("heights"), grad_slopes=grad_at.get("slopes"), bound=bound, min_width=min_width,
-        min_height=min_height, min_slope=min_slope, inverse=inverse, stream=_native.stream(x),
-    )  # fmt: skip
-    return grads
-
-
-def _backward(
-    x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, grad_y: Tensor, grad_log_det: Tensor, *options: Any
-) -> tuple[Tensor, ...]:
-    return _gradients(x, (widths, heights, slopes), grad_y, grad_log_det, options)
-
-
-def _backward_fake(x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (x, widths, heights, slopes))
-
-
-def _backward_packed(
-    x: Tensor, params: Tensor, grad_y: Tensor, grad_log_det: Tensor, *options: Any
-) -> tuple[Tensor, ...]:
-    return _gradients(x, (params,), grad_y, grad_log_det, options)
-
-
-def _backward_packed_fake(x: Tensor, params: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return x.new_empty(x.shape), params.new_empty(params.shape)
-
-
-def _define(name: str, tensors: tuple[str, ...], outputs: int, impl: Any, fake: Any) -> Any:
-    arguments = ", ".join(f"Tensor {t}" for t in tensors)
-    options = "float bound, float min_width, float min_height, float min_slope, bool inverse"
-    results = ", ".join(["Tensor"] * outputs)
-    return define(
-        name, f"({arguments}, {options}) -> ({results})", impl, fake, rows=tensors, row_outputs=(True,) * outputs
-    )
-
-
-_THREE, _ONE, _GRADS = ("x", "widths", "heights", "slopes"), ("x", "params"), ("grad_y", "grad_log_det")
-# by the number of parameter tensors
-_FORWARD = {
-    3: _define("rq_spline_forward", _THREE, 2, _forward, _forward_fake),
-    1: _define("rq_spline_packed_forward", _ONE, 2, _forward_packed, _forward_fake),
-}
-_BACKWARD = {
-    3: _define("rq_spline_backward", _THREE + _GRADS, 4, _backward, _backward_fake),
-    1: _define("rq_spline_packed_backward", _ONE + _GRADS, 2, _backward_packed, _backward_packed_fake),
-}
-
-
-# --- the differentiable function --------------------------------------------------------------------------------------
-
-
-def _reference(options: Options) -> Callable[..., tuple[Tensor, Tensor]]:
-    bound, min_width, min_height, min_slope, inverse = options
-    function = functools.partial(
-        reference.rational_quadratic_spline,
-        bound=bound, min_bin_width=min_width, min_bin_height=min_height, min_derivative=min_slope, inverse=inverse,
+def _reference(
+    x: Tensor, widths: Tensor | None, heights: Tensor | None, slopes: Tensor | None, params: Tensor | None,
+    bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if params is not None:
+        bins = (params.shape[-1] + 1) // 3
+        widths, heights, slopes = params.split([bins, bins, bins - 1], -1)
+    return reference.rational_quadratic_spline(
+        x, widths, heights, slopes, bound=bound, min_bin_width=min_width, min_bin_height=min_height,
+        min_derivative=min_slope, inverse=inverse,
     )  # fmt: skip
 
-    def of_packed_or_not(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        if len(parameters) == 1:
-            bins = (parameters[0].shape[-1] + 1) // 3
-            parameters = parameters[0].split([bins, bins, bins - 1], -1)
-        return function(x, *parameters)
 
-    return of_packed_or_not
-
-
-@keep_signature
-class _Spline(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(options: Options, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = _FORWARD[len(parameters)](x, *parameters, *options)
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004
-        ctx.options, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        if wants_double_backward(*inputs, *grads):
-            return (None, *reference_vjp(_reference(ctx.options), inputs, grads))
-        return (None, *_BACKWARD[len(inputs) - 1](*inputs, *grads, *ctx.options))
+_op = differentiable(
+    "rq_spline", _outputs, outputs=("y", "log_det"), reference=_reference,
+    rows=("x", "widths", "heights", "slopes", "params"),
+)  # fmt: skip
 
 
 def rational_quadratic_spline(
@@ -202,26 +102,23 @@ def rational_quadratic_spline(
     """
     check.floating("x", x)
     if params is None:
-        rows = _separate(x, widths, heights, derivatives)
+        rows: tuple[Any, ...] = (*_separate(x, widths, heights, derivatives), None)
         bins = rows[0].shape[-1]
     elif widths is None and heights is None and derivatives is None:
-        rows, bins = _packed(x, params)
+        packed, bins = _packed(x, params)
+        rows = (None, None, None, packed)
     else:
         raise TypeError("params: got it and widths, heights or derivatives too, want one or the other")
     _check_options(bins, bound, tails, min_bin_width, min_bin_height, min_derivative)
     flat = x if x.dim() == 1 else x.reshape(-1)
-    options = (float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative), bool(inverse))
-    if use_reference(x):
-        y, log_det = _reference(options)(flat, *rows)
-    elif torch.is_grad_enabled() and (flat.requires_grad or any(p.requires_grad for p in rows)):
-        y, log_det = _Spline.apply(options, flat, *rows)
-    else:
-        y, log_det = _FORWARD[len(rows)](flat, *rows, *options)
+    y, log_det = _op(
+        flat, *rows, float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative), bool(inverse)
+    )
     return (y, log_det) if x.dim() == 1 else (y.reshape(x.shape), log_det.reshape(x.shape))
 
 
 def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any) -> tuple[Tensor, ...]:
-    check.same_dtype_and_device(x, x=x, widths=widths, heights=heights, derivatives=derivatives)
+    check.same_dtype_and_device(x, "x", widths=widths, heights=heights, derivatives=derivatives)
     if widths.dim() == 0 or widths.shape[-1] == 0:
         raise ValueError(f"widths: got shape {list(widths.shape)}, want [..., K] with K >= 1")
     bins = int(widths.shape[-1])
@@ -235,12 +132,12 @@ def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any) -> tuple[T
     return rows
 
 
-def _packed(x: Tensor, params: Any) -> tuple[tuple[Tensor, ...], int]:
-    check.same_dtype_and_device(x, x=x, params=params)
+def _packed(x: Tensor, params: Any) -> tuple[Tensor, int]:
+    check.same_dtype_and_device(x, "x", params=params)
     size = params.shape[-1] if params.dim() else 0
     if size % 3 != 2:
         raise ValueError(f"params: got shape {list(params.shape)}, want [..., 3 K - 1] with K >= 1")
-    return (_rows("params", params, x, size, f"{size}"),), (size + 1) // 3
+    return _rows("params", params, x, size, f"{size}"), (size + 1) // 3
 
 
 def _rows(name: str, p: Tensor, x: Tensor, count: int | None, meaning: str) -> Tensor:

@@ -72,6 +72,13 @@ def split_params(params: Tensor, layout: str = "chunked_shift_scale") -> tuple[T
     return (first, second) if layout == "chunked_shift_scale" else (second, first)
 
 
+def join_params(shift: Tensor, scale: Tensor, layout: str = "chunked_shift_scale") -> Tensor:
+    """The inverse of `split_params`."""
+    if layout == "interleaved":
+        return torch.stack((shift, scale), -1).flatten(-2)
+    return torch.cat((shift, scale) if layout == "chunked_shift_scale" else (scale, shift), -1)
+
+
 def affine_coupling(
     x: Tensor,
     shift: Tensor,

@@ -199,3 +199,21 @@ def test_the_kept_weights_of_the_loss_are_right_after_any_use():
     torch.func.grad(as_function(rbm, "contrastive_loss", v_data, v_model))(*leaves(rbm))
     assert rbm.contrastive_loss(v_data, v_model).item() == want
     assert rbm.float().contrastive_loss(v_data, v_model).item() == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["cd_backward", "pcd_backward"])
+def test_backward_without_a_graph_reaches_parameters_or_refuses(method):
+    rbm, v = machine(4, 3), binary(6, 4)
+    rbm.hbias.requires_grad_(False)
+    getattr(rbm, method)(v)
+    assert rbm.hbias.grad is None, "it is frozen"
+    assert rbm.W.grad.abs().sum() > 0
+    torch.nn.utils.parametrizations.weight_norm(rbm, "W")
+    with pytest.raises(RuntimeError, match=r"computed from others .* use cd_loss or pcd_loss"):
+        getattr(rbm, method)(v)
+    rbm.cd_loss(v).backward()
+    assert rbm.parametrizations.W.original1.grad.abs().sum() > 0
+    before = rbm.chains.clone()
+    with pytest.raises(ValueError, match="k: got 0, want an integer >= 1"):
+        rbm.pcd_loss(v, 0)
+    assert torch.equal(rbm.chains, before)

@@ -5,6 +5,7 @@
 
 #include "common/dtype.h"
 #include "common/stream.h"
+#include "common/strided.h"
 
 namespace gf {
 
@@ -18,42 +19,39 @@ struct ScaleSpec {
   double limit;  // |log s| saturates here
 };
 
-// Element (i, j) of an [n, d] operand is data[i row + j col]: slices, chunks, interleaved columns and expanded rows are
-// read where they lie.
-struct Strided {
-  const void* data;
-  int64_t row, col;
-};
-struct StridedOut {
-  void* data;
-  int64_t row, col;
-};
+// How shift and raw scale lie in a row of 2 d packed numbers, in the order of LAYOUTS there.
+enum class CouplingLayout : int { chunked_shift_scale, chunked_scale_shift, interleaved };
+constexpr int kCouplingLayouts = 3;
 
+// Shapes and dtypes: coupling_args.cpp. Either shift and scale are given or params, of which they are parts; the same
+// holds for the gradients.
 struct CouplingForward {
   int64_t n, d;
   DType dtype;
+  CouplingLayout layout;
   bool inverse;
   ScaleSpec spec;
-  Strided x;      // [n, d] the input, of either direction
-  Strided shift;  // [n, d]
-  Strided raw;    // [n, d] the raw scale
-  void* y;        // [n, d] contiguous
-  void* log_det;  // [n] compute type
+  Strided x;  // the input, of either direction
+  Strided shift;
+  Strided scale;  // the raw scale
+  Strided params;
+  void* y;
+  void* log_det;
   Stream stream;
 };
 
 struct CouplingBackward {
   int64_t n, d;
   DType dtype;
+  CouplingLayout layout;
   bool inverse;
   ScaleSpec spec;
-  Strided grad_y;        // [n, d]
-  Strided grad_log_det;  // [n] compute type; col is not used
-  Strided kept;  // [n, d] the side of the map before scale and shift: input of the forward, output of the inverse
-  Strided raw;   // [n, d]
-  void* grad_x;  // [n, d] contiguous
-  StridedOut grad_shift;  // [n, d]; data is null where it is not wanted
-  StridedOut grad_raw;    // [n, d]
+  Strided grad_y, grad_log_det;
+  Strided kept;  // the side of the map before scale and shift: input of the forward, output of the inverse
+  Strided scale, params;
+  void* grad_x;
+  StridedOut grad_shift;  // data is null where it is not wanted
+  StridedOut grad_scale, grad_params;
   Stream stream;
 };
 

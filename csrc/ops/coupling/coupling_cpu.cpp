@@ -171,11 +171,15 @@ void run_forward(const CouplingForward& a) {
     return &forward_span<decltype(map)::value, decltype(inverse)::value, T>;
   });
   T* log_det = static_cast<T*>(a.log_det);
+  if (a.d == 0) {
+    for (int64_t i = 0; i < a.n; ++i) log_det[i] = 0;
+    return;
+  }
   parallel_for(a.n, (kGrain + a.d - 1) / a.d, [&](int64_t begin, int64_t end) {
     alignas(64) T x[kTile], shift[kTile], raw[kTile], y[kTile], log_s[kTile];
     for_tiles(begin, end, a.d, [&](const Tile& t) {
       const Writer<S, T> out({a.y, a.d, 1}, t, y);
-      span(t.count(), k, read<S>(a.x, t, x), read<S>(a.shift, t, shift), read<S>(a.raw, t, raw), out.at, log_s);
+      span(t.count(), k, read<S>(a.x, t, x), read<S>(a.shift, t, shift), read<S>(a.scale, t, raw), out.at, log_s);
       out.finish();
       for (int i = 0; i < t.rows; ++i) {
         const T s = span_sum(log_s + i * t.cols, t.cols);
@@ -194,6 +198,7 @@ void run_backward(const CouplingBackward& a) {
     return &backward_span<decltype(map)::value, decltype(inverse)::value, T>;
   });
   const T* grad_log_det = static_cast<const T*>(a.grad_log_det.data);
+  if (a.d == 0) return;
   parallel_for(a.n, (kGrain + a.d - 1) / a.d, [&](int64_t begin, int64_t end) {
     alignas(64) T g[kTile], l[kTile], x[kTile], raw[kTile], gx[kTile], gshift[kTile], graw[kTile];
     for_tiles(begin, end, a.d, [&](const Tile& t) {
@@ -201,10 +206,10 @@ void run_backward(const CouplingBackward& a) {
         const T row = grad_log_det[(t.row + i) * a.grad_log_det.row];
         for (int j = 0; j < t.cols; ++j) l[i * t.cols + j] = row;
       }
-      const Writer<S, T> out_x({a.grad_x, a.d, 1}, t, gx), out_raw(a.grad_raw, t, graw);
+      const Writer<S, T> out_x({a.grad_x, a.d, 1}, t, gx), out_raw(a.grad_scale, t, graw);
       const T* grad_y = read<S>(a.grad_y, t, g);
       const T* kept = read<S>(a.kept, t, x);
-      const T* raw_scale = read<S>(a.raw, t, raw);
+      const T* raw_scale = read<S>(a.scale, t, raw);
       if (a.grad_shift.data) {
         const Writer<S, T> out_shift(a.grad_shift, t, gshift);
         span(t.count(), k, grad_y, l, kept, raw_scale, out_x.at, out_shift.at, out_raw.at);

@@ -85,7 +85,7 @@ __device__ __forceinline__ void forward_rows(const CouplingForward& a, const Sca
           T x[kVec], shift[kVec], raw[kVec];
           load_row<kVec, S>(a.x, g.packets & 1u, i, j, x);
           load_row<kVec, S>(a.shift, g.packets & 2u, i, j, shift);
-          load_row<kVec, S>(a.raw, g.packets & 4u, i, j, raw);
+          load_row<kVec, S>(a.scale, g.packets & 4u, i, j, raw);
           GF_UNROLL
           for (int e = 0; e < kVec; ++e) {
             const Scale<T> f = coupling_scale<kMap>(raw[e], k);
@@ -115,7 +115,7 @@ __device__ __forceinline__ void backward_rows(const CouplingBackward& a, const S
           T grad[kVec], x[kVec], raw[kVec], shift[kVec];
           load_row<kVec, S>(a.grad_y, g.packets & 1u, i, j, grad);
           load_row<kVec, S>(a.kept, g.packets & 2u, i, j, x);
-          load_row<kVec, S>(a.raw, g.packets & 4u, i, j, raw);
+          load_row<kVec, S>(a.scale, g.packets & 4u, i, j, raw);
           GF_UNROLL
           for (int e = 0; e < kVec; ++e) {
             const CouplingAdjoint<T> adjoint =
@@ -126,7 +126,7 @@ __device__ __forceinline__ void backward_rows(const CouplingBackward& a, const S
           }
           store_row<kVec, S>(StridedOut{a.grad_x, a.d, 1}, g.packets & 8u, i, j, grad);
           if (a.grad_shift.data != nullptr) store_row<kVec, S>(a.grad_shift, g.packets & 16u, i, j, shift);
-          store_row<kVec, S>(a.grad_raw, g.packets & 32u, i, j, raw);
+          store_row<kVec, S>(a.grad_scale, g.packets & 32u, i, j, raw);
         }
       },
       [](int64_t, int) {});
@@ -192,8 +192,8 @@ void run_forward(const CouplingForward& a) {
     launch("coupling_forward", kernel, grid, dim3(kBlock), 0, a.stream, a, k, g);
   };
   if (a.d % vec != 0) return run(coupling_forward_kernel<S, 1, kInverse>, groups_for(a.d, 1, 0));
-  const unsigned packets = packet_bit<S>(a.x, vec, 1) | packet_bit<S>(a.shift, vec, 2) | packet_bit<S>(a.raw, vec, 4) |
-                           packet_bit<S>(StridedOut{a.y, a.d, 1}, vec, 8);
+  const unsigned packets = packet_bit<S>(a.x, vec, 1) | packet_bit<S>(a.shift, vec, 2) |
+                           packet_bit<S>(a.scale, vec, 4) | packet_bit<S>(StridedOut{a.y, a.d, 1}, vec, 8);
   run(coupling_forward_kernel<S, vec, kInverse>, groups_for(a.d, vec, packets));
 }
 
@@ -207,8 +207,8 @@ void run_backward(const CouplingBackward& a) {
   };
   if (a.d % vec != 0) return run(coupling_backward_kernel<S, 1, kInverse>, groups_for(a.d, 1, 0));
   const unsigned packets = packet_bit<S>(a.grad_y, vec, 1) | packet_bit<S>(a.kept, vec, 2) |
-                           packet_bit<S>(a.raw, vec, 4) | packet_bit<S>(StridedOut{a.grad_x, a.d, 1}, vec, 8) |
-                           packet_bit<S>(a.grad_shift, vec, 16) | packet_bit<S>(a.grad_raw, vec, 32);
+                           packet_bit<S>(a.scale, vec, 4) | packet_bit<S>(StridedOut{a.grad_x, a.d, 1}, vec, 8) |
+                           packet_bit<S>(a.grad_shift, vec, 16) | packet_bit<S>(a.grad_scale, vec, 32);
   run(coupling_backward_kernel<S, vec, kInverse>, groups_for(a.d, vec, packets));
 }
 

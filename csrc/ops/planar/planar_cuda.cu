@@ -315,8 +315,21 @@ void run_forward(const PlanarForward& f) {
   });
 }
 
+// Where only the input was kept: the forward, into the end of the workspace.
 template <class T>
-void run_backward(const PlanarBackward& f) {
+PlanarBackward with_forward(PlanarBackward f) {
+  T* a = static_cast<T*>(f.workspace) + planar_sums(f.size) * row_chunks(f.size.n);
+  T* log_det = a + f.size.k * f.size.n;
+  T* output = log_det + f.size.n;
+  run_forward<T>({f.size, f.dtype, false, f.input, f.w, f.u, f.b, output, log_det, a, f.stream});
+  f.a = a;
+  f.output = output;
+  return f;
+}
+
+template <class T>
+void run_backward(const PlanarBackward& given) {
+  const PlanarBackward f = given.a == nullptr ? with_forward<T>(given) : given;
   const int64_t chunks = row_chunks(f.size.n);
   const dim3 grid(static_cast<unsigned>(chunks));
   if (f.size.d > kWarpSize * kMaxBackward<T>) {

@@ -15,24 +15,21 @@ struct RbmSizes {
 // Reasons why states cannot be drawn, as bits of RbmGibbs::status.
 enum RbmStatus : int32_t { kRbmNotFinite = 1, kRbmNotBinary = 2, kRbmBadBeta = 4 };
 
+// Shapes and dtypes: rbm_args.cpp.
 struct RbmGibbs {
   RbmSizes size;
   DType state, weight;
   int64_t n_steps;
   uint32_t first_chain, first_step;
-  const void* v;      // [n, nv] state
-  const void* W;      // [nv, nh] weight: f32 or f64
-  const void* vbias;  // [nv] weight
-  const void* hbias;  // [nh] weight
-  const float* beta;  // [n], or [1] for all chains
+  const void *v, *W, *vbias, *hbias;
+  const float* beta;  // one for each chain, or one for all
   bool beta_per_chain;
-  const uint8_t* clamp;  // [n, nv], or [nv] for all chains; null: none
+  const uint8_t* clamp;  // one row for each chain, or one for all; null: none
   bool clamp_per_chain;
-  const int64_t* seed;  // [1]
-  void* out_v;          // [n, nv] state
-  void* out_h;          // [n, nh] state
-  int32_t* status;      // [1]
-  int32_t* workspace;   // [rbm_gibbs_workspace(size)]
+  const int64_t* seed;
+  void *out_v, *out_h;
+  int32_t* status;     // null on a GPU: not wanted
+  int32_t* workspace;  // RbmWorkspace(size)
   Stream stream;
 };
 
@@ -52,7 +49,7 @@ struct RbmWorkspace {
   int64_t beta;                        // [chains] float
   int64_t bad;                         // [chains]: the chain's states cannot be drawn
   int64_t bounds;                      // [panels_h, 64 panels_v] and [panels_h]: sums of rbm_math.h's bounds
-  int64_t scalars;                     // [16]
+  int64_t scalars;                     // [16]; the last is the status where the call wants none
   int64_t total;
 
   explicit RbmWorkspace(const RbmSizes& s) {
@@ -85,23 +82,22 @@ struct RbmWorkspace {
 // F = -a.v - sum_j softplus(x_j) of rows v, with the hidden fields x = b + v W.
 struct RbmFreeEnergy {
   RbmSizes size;
-  DType dtype;        // f32 or f64, of everything here
-  const void* v;      // [n, nv]
-  const void* vbias;  // a [nv]
-  void* fields;       // [n, nh]: x; becomes sigmoid(x) = P(h = 1 | v)
-  void* energy;       // [n]
+  DType dtype;  // f32 or f64
+  const void *v, *vbias;
+  void* fields;  // x; becomes sigmoid(x) = P(h = 1 | v)
+  void* energy;
   Stream stream;
 };
 
 // out = init + S M for a matrix S that is mostly zeros, of float32.
 struct RbmSparseProduct {
   int64_t rows, inner, columns;
-  const float* left;  // [rows, inner]: S; or [inner, rows], where `transposed`
+  const float* left;  // S, [inner, rows] where `transposed`
   bool transposed;
-  const float* scale;  // [inner]: column k of S is multiplied by -scale[k]; null: not
-  const float* right;  // [inner, columns]: M
-  const float* init;   // [columns]; null: 0
-  float* out;          // [rows, columns]
+  const float* right;  // M
+  const float* scale;  // column k of S is multiplied by -scale[k]; null: not
+  const float* init;   // null: 0
+  float* out;
   Stream stream;
 };
 

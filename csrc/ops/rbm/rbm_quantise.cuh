@@ -42,7 +42,7 @@ struct RbmDevice {
         row_sums(f.workspace + at.bounds),
         column_sums(row_sums + kRbmPanel * at.panels_v),
         scalars(reinterpret_cast<RbmScalars*>(f.workspace + at.scalars)),
-        status(f.status) {}
+        status(f.status ? f.status : f.workspace + at.scalars + 15) {}
 
   GF_HD int64_t words_v() const { return (size.nv + kRbmWord - 1) / kRbmWord; }
   GF_HD int64_t words_h() const { return (size.nh + kRbmWord - 1) / kRbmWord; }

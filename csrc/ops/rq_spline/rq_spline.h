@@ -12,6 +12,7 @@ struct RqSplineSizes {
   int64_t n, bins, slopes;  // slopes >= bins - 1; those past `bins` are not read
   // Numbers from one row of parameters to the next: bins, bins, slopes, or the row of a packed tensor three times.
   int64_t stride_w, stride_h, stride_d;
+  int64_t packed;  // a row of params
 };
 
 struct RqSplineOptions {
@@ -19,16 +20,15 @@ struct RqSplineOptions {
   bool inverse;
 };
 
+// Shapes and dtypes: rq_spline_args.cpp. Either widths, heights and slopes are given or params, whose rows they are
+// parts of; the same holds for the gradients.
 struct RqSplineForward {
   RqSplineSizes size;
   RqSplineOptions options;
   DType dtype;
-  const void* x;        // [n]
-  const void* widths;   // [n, bins]
-  const void* heights;  // [n, bins]
-  const void* slopes;   // [n, slopes]
-  void* y;              // [n]
-  void* log_det;        // [n] compute type
+  const void* x;
+  const void *widths, *heights, *slopes, *params;
+  void *y, *log_det;
   Stream stream;
 };
 
@@ -36,16 +36,11 @@ struct RqSplineBackward {
   RqSplineSizes size;  // strides of the gradients too
   RqSplineOptions options;
   DType dtype;
-  const void* x;             // [n]
-  const void* widths;        // [n, bins]
-  const void* heights;       // [n, bins]
-  const void* slopes;        // [n, slopes]
-  const void* grad_y;        // [n]
-  const void* grad_log_det;  // [n] compute type
-  void* grad_x;              // [n]
-  void* grad_widths;         // [n, bins]
-  void* grad_heights;        // [n, bins]
-  void* grad_slopes;         // [n, slopes]
+  const void* x;
+  const void *widths, *heights, *slopes, *params;
+  const void *grad_y, *grad_log_det;
+  void* grad_x;
+  void *grad_widths, *grad_heights, *grad_slopes, *grad_params;
   Stream stream;
 };
 

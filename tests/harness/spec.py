@@ -1,0 +1,130 @@
+"""The description of an op from which all its shared tests are made, and what these tests compare with."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclasses.dataclass
+class BadInput:
+    """Arguments that must be refused: what replaces the good ones, the error and its whole text (a regex)."""
+
+    change: Callable[[dict[str, Any]], dict[str, Any]]
+    error: type[Exception]
+    text: str
+
+
+@dataclasses.dataclass
+class Small:
+    """A small case: tensors by name of the argument, the options to try, and the public function if not the spec's.
+
+    `exact` where every backend gives the same bits.
+    """
+
+    make: Callable[..., dict[str, Tensor]]
+    options: list[dict[str, Any]] = dataclasses.field(default_factory=lambda: [{}])
+    exact: bool = False
+
+
+@dataclasses.dataclass
+class OpSpec:
+    """One op.
+
+    Attributes:
+        name: the public function's name, key of the tolerance table.
+        function: the public function; called with the tensors of `make` by name, and the options of a variant.
+        reference: the same in plain PyTorch.
+        make: (case, generator) -> float64 CPU tensors by argument name.
+        cases: sizes to test; the first is small enough for numerical Jacobians.
+        rows: arguments whose leading dimensions are samples.
+        outputs: the kind of each output: "rows" (of the dtype of the first rows), "log_det" (of the map from the first
+            rows to the output "rows"), or "number" (one a row); the last two are float32 for half types.
+        variants: options by name of the variant.
+        extreme: tensors by name of the case whose results and gradients must be finite in float32.
+        bad: inputs that must be refused, beyond those that are made from the arguments' names.
+        half_cases: cases that half types are tested on (their range is small).
+        like: the argument whose dtype and device the others must have, by default the first.
+        any_dtype: arguments that may be integers.
+        undo: (tensors, options, outputs) to the first rows again, through the inverse.
+        small: small cases by name, for the tests that run each of them many times.
+    """
+
+    name: str
+    function: Callable[..., tuple[Tensor, ...]]
+    reference: Callable[..., tuple[Tensor, ...]]
+    make: Callable[[Any, torch.Generator], dict[str, Tensor]]
+    cases: Sequence[Any]
+    rows: Sequence[str]
+    outputs: Sequence[str] = ("rows", "log_det")
+    variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
+    extreme: dict[str, Callable[[], dict[str, Tensor]]] = dataclasses.field(default_factory=dict)
+    bad: dict[str, BadInput] = dataclasses.field(default_factory=dict)
+    half_cases: Sequence[Any] | None = None
+    like: str | None = None
+    any_dtype: Sequence[str] = ()
+    undo: Callable[[dict[str, Tensor], dict[str, Any], Sequence[Tensor]], Tensor] | None = None
+    small: dict[str, Small] = dataclasses.field(default_factory=dict)
+
+    def inputs(self, case: Any, dtype: torch.dtype, device: Any = "cpu", seed: int = 0) -> dict[str, Tensor]:
+        made = self.make(case, torch.Generator().manual_seed(seed))
+        return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in made.items()}
+
+
+class RecordOps(TorchDispatchMode):
+    """Records the calls of genfast's ops with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "genfast":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """The largest deviation over the largest entry of `want`; infinite where NaN or shapes disagree."""
+    if got.shape != want.shape:
+        return math.inf
+    if want.numel() == 0:
+        return 0.0
+    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    if not torch.equal(got.isnan(), want.isnan()):
+        return math.inf
+    scale = want.abs().nan_to_num(0, 0, 0).max().item() or 1.0
+    return float((got - want).abs().nan_to_num(0).max()) / scale
+
+
+def with_gradients(tensors: dict[str, Tensor], only: Sequence[str] | None = None) -> dict[str, Tensor]:
+    return {
+        k: v.detach().clone().requires_grad_() if v.is_floating_point() and (only is None or k in only) else v
+        for k, v in tensors.items()
+    }
+
+
+def cotangents_of(outputs: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(o.shape, generator=g, dtype=dtype).to(o.device) for o in outputs]
+
+
+def vjp(function, tensors, options, cotangents, only=None):
+    """Outputs and gradients of all differentiable tensors, or of those named."""
+    leaves = with_gradients(tensors, only)
+    out = function(**leaves, **options)
+    names = [k for k, v in leaves.items() if v.requires_grad]
+    grads = torch.autograd.grad(
+        out,
+        [leaves[k] for k in names],
+        [c.to(o.device, o.dtype) for o, c in zip(out, cotangents, strict=True)],
+        allow_unused=True,
+    )
+    zeros = [torch.zeros_like(leaves[k]) if g is None else g for k, g in zip(names, grads, strict=True)]
+    return [o.detach() for o in out], dict(zip(names, zeros, strict=True))

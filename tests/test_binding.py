@@ -1,0 +1,283 @@
+"""What crosses the binding: arguments by position and name, each tensor checked against the description."""
+
+import re
+import threading
+
+import pytest
+import torch
+
+from genfast import _native
+from tests.conftest import Backend
+
+N, D, K, BINS, HIDDEN = 5, 4, 3, 6, 7
+
+
+def rows(*size, dtype=torch.float32):
+    return torch.rand(*size, dtype=dtype)
+
+
+def spline(packed, *, grads):
+    prefix = "grad_" if grads else ""
+    sizes = {"params": 3 * BINS - 1} if packed else {"widths": BINS, "heights": BINS, "slopes": BINS - 1}
+    names = ("widths", "heights", "slopes", "params")
+    return {prefix + name: rows(N, sizes[name]) if name in sizes else None for name in names}
+
+
+SPLINE = {"bound": 3.0, "min_width": 1e-3, "min_height": 1e-3, "min_slope": 1e-3, "inverse": False}
+MAP = {"map": 0, "clamp": 1.0, "offset": 0.0, "min_scale": 0.0, "gain": 1.0, "limit": 40.0, "inverse": False}
+
+
+def planar():
+    return {"w": rows(K, D), "u": rows(K, D), "b": rows(K)}
+
+
+# A call of every kernel that succeeds. Sizes differ, so that no tensor fits in place of another by chance.
+CALLS = {
+    "planar_forward": lambda: {
+        "input": rows(N, D), **planar(), "inverse": False, "output": rows(N, D), "log_det": rows(N), "a": rows(K, N),
+    },
+    "planar_backward": lambda: {
+        "input": rows(N, D), "output": rows(N, D), "a": rows(K, N), **planar(), "grad_output": rows(N, D),
+        "grad_log_det": rows(N), "inverse": False, "grad_input": rows(N, D), "grad_w": rows(K, D),
+        "grad_u": rows(K, D), "grad_b": rows(K),
+    },
+    "coupling_forward": lambda: {
+        "x": rows(N, D), "shift": rows(N, D), "scale": rows(N, D), "params": None, "layout": 0, **MAP,
+        "y": rows(N, D), "log_det": rows(N),
+    },
+    "coupling_backward": lambda: {
+        "grad_y": rows(N, D), "grad_log_det": rows(N), "kept": rows(N, D), "scale": None, "params": rows(N, 2 * D),
+        "layout": 2, **MAP, "grad_x": rows(N, D), "grad_shift": None, "grad_scale": None,
+        "grad_params": rows(N, 2 * D),
+    },
+    "rq_spline_forward": lambda: {
+        "x": rows(N), **spline(True, grads=False), **SPLINE, "y": rows(N), "log_det": rows(N),
+    },
+    "rq_spline_backward": lambda: {
+        "x": rows(N), **spline(False, grads=False), "grad_y": rows(N), "grad_log_det": rows(N), **SPLINE,
+        "grad_x": rows(N), **spline(False, grads=True),
+    },
+    "rbm_gibbs": lambda: {
+        "v": rows(N, D).round(), "W": rows(D, HIDDEN), "vbias": rows(D), "hbias": rows(HIDDEN), "beta": rows(N),
+        "clamp": torch.zeros(N, D, dtype=torch.bool), "seed": torch.tensor(1), "n_steps": 1, "first_chain": 0,
+        "first_step": 0, "out_v": rows(N, D), "out_h": rows(N, HIDDEN), "status": torch.ones(1, dtype=torch.int32),
+    },
+    "rbm_free_energy": lambda: {
+        "v": rows(N, D), "vbias": rows(D), "fields": rows(N, HIDDEN), "energy": rows(N),
+    },
+    "rbm_sparse_product": lambda: {
+        "left": rows(N, D), "right": rows(D, HIDDEN), "scale": rows(D), "init": rows(HIDDEN), "transposed": False,
+        "out": rows(N, HIDDEN),
+    },
+}  # fmt: skip
+
+
+def call(name, arguments):
+    return getattr(_native, name)(**arguments)
+
+
+def tensors(arguments):
+    return {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+
+
+@pytest.fixture(autouse=True, params=["torch's C interface", "attributes"])
+def _kernels(native, request):
+    """On the best instruction set, with both ways of reading a tensor."""
+    if request.param == "attributes":
+        _native.load().set_read_attributes(True)
+        yield
+        _native.load().set_read_attributes(False)
+    else:
+        if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+            pytest.skip("this torch has no C interface")
+        yield
+
+
+def test_every_kernel_is_described_and_called_here():
+    assert set(CALLS) == set(_native.kernels())
+    for name, arguments in CALLS.items():
+        assert tuple(arguments()) == _native.kernels()[name]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_by_position_by_keyword_and_mixed(name):
+    kernel, arguments = getattr(_native, name), CALLS[name]()
+    values, results = list(arguments.values()), []
+    outputs = [k for k in arguments if k.startswith(("out", "y", "log_det", "grad_", "energy", "a", "status"))]
+    for split in (0, 2, len(values)):
+        fresh = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        kernel(*list(fresh.values())[:split], **dict(list(fresh.items())[split:][::-1]))
+        results.append([fresh[k] for k in outputs if fresh[k] is not None])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_tensor_is_checked(name):
+    """Another shape, dtype or layout than described: an error that names the argument, and nothing is written."""
+    good = CALLS[name]()
+    strided = {"x", "shift", "scale", "params", "grad_y", "grad_log_det", "kept"} if name.startswith("coupling") else ()
+    for key, t in tensors(good).items():
+        bad = {"another shape": t.new_zeros(*t.shape, 1), "another dtype": t.to(torch.int16)}
+        if t.dim():
+            bad["a longer one"] = t.new_zeros(t.shape[0] + 1, *t.shape[1:])
+        if t.dim() and t.numel() > 1 and key not in strided:
+            bad["gaps"] = torch.stack((t, t), -1)[..., 0]
+        for what, wrong in bad.items():
+            arguments = CALLS[name]()
+            before = {k: v.clone() for k, v in tensors(arguments).items()}
+            with pytest.raises(ValueError, match=re.escape(": expected ")) as error:
+                call(name, {**arguments, key: wrong})
+            # A first tensor of a new size is taken at its word; the next one of that size is then refused.
+            assert str(error.value).split(":")[0] in good, what
+            if what != "a longer one":
+                assert str(error.value).startswith(f"{key}: expected "), what
+            assert all(torch.equal(v, before[k]) for k, v in tensors(arguments).items()), (key, what)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_argument_is_wanted(name):
+    good = CALLS[name]()
+    for key, value in good.items():
+        without = {k: v for k, v in good.items() if k != key}
+        if value is None or (name, key) in {
+            ("planar_forward", "a"), ("planar_backward", "output"), ("planar_backward", "a"), ("rbm_gibbs", "clamp"),
+            ("rbm_gibbs", "status"), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
+        }:  # fmt: skip
+            continue
+        with pytest.raises(
+            (TypeError, ValueError), match=rf"missing argument '{key}'|expected .*({key}|knots)|packed alike"
+        ):
+            call(name, without)
+    with pytest.raises(TypeError, match=rf"{name}: no argument 'colour'"):
+        call(name, {**good, "colour": 1})
+    with pytest.raises(TypeError, match=rf"{name}: takes {len(good)} arguments, got {len(good) + 1}"):
+        getattr(_native, name)(*good.values(), 1)
+    with pytest.raises(TypeError, match=rf"{name}: got two values for {next(iter(good))}"):
+        getattr(_native, name)(next(iter(good.values())), **good)
+
+
+def test_scalars_of_another_type_are_refused():
+    for name, key, wrong, want in [
+        ("planar_forward", "inverse", 1, "a bool, got int"),
+        ("coupling_forward", "map", 0.5, "an int, got float"),
+        ("coupling_forward", "gain", "1", "a float, got str"),
+        ("rbm_gibbs", "n_steps", None, "an int, got NoneType"),
+        ("planar_forward", "w", 3, "a torch.Tensor, got int"),
+    ]:
+        with pytest.raises(TypeError, match=f"{name}: {key}: expected {want}"):
+            call(name, {**CALLS[name](), key: wrong})
+    with pytest.raises(ValueError, match="map: no scale map 7"):
+        call("coupling_forward", {**CALLS["coupling_forward"](), "map": 7})
+
+
+def test_a_tensor_without_memory_is_refused():
+    arguments = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in CALLS["planar_forward"]().items()}
+    with pytest.raises(ValueError, match=r"input: expected a tensor with memory"):
+        call("planar_forward", arguments)
+
+
+def test_a_lazily_negated_tensor_is_refused():
+    arguments = CALLS["planar_forward"]()
+    with pytest.raises(ValueError, match=r"w: expected a tensor without the negative bit"):
+        call("planar_forward", {**arguments, "w": torch._neg_view(arguments["w"])})
+
+
+def test_coupling_reads_strides():
+    good = CALLS["coupling_forward"]()
+    call("coupling_forward", good)
+    wide = {k: torch.stack([t] * 3, 1)[:, 1:2].squeeze(1) for k, t in good.items() if k in ("x", "shift", "scale")}
+    columns = {k: t.t().contiguous().t() for k, t in wide.items()}
+    for other in (wide, columns):
+        assert not any(t.is_contiguous() for t in other.values())
+        again = {**good, **other, "y": rows(N, D), "log_det": rows(N)}
+        call("coupling_forward", again)
+        assert torch.equal(again["y"], good["y"])
+        assert torch.equal(again["log_det"], good["log_det"])
+
+
+def test_status_is_returned_or_written():
+    good = CALLS["rbm_gibbs"]()
+    assert call("rbm_gibbs", good) is None
+    assert good["status"].item() == 0
+    assert call("rbm_gibbs", {**good, "status": None}) == 0
+    assert call("rbm_gibbs", {**good, "status": None, "v": good["v"] + 2}) == 2
+    assert call("rbm_sparse_product", CALLS["rbm_sparse_product"]()) is False
+
+
+@pytest.fixture
+def allocated(monkeypatch):
+    """Sizes of the workspaces that calls allocate; the thread's kept one is gone before."""
+    sizes, original = [], torch.Tensor.new_empty
+
+    def new_empty(self, *size, **options):
+        sizes.append(size[0])
+        return original(self, *size, **options)
+
+    big = CALLS["rbm_gibbs"]() | {"W": rows(3000, 100), "hbias": rows(100), "out_h": rows(N, 100)}
+    big |= {k: rows(N, 3000).round() for k in ("v", "out_v")} | {"vbias": rows(3000), "clamp": None}
+    call("rbm_gibbs", big)
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    return sizes, big
+
+
+def test_a_workspace_is_kept_from_call_to_call(allocated):
+    sizes, big = allocated
+    small = CALLS["rbm_gibbs"]()
+    call("rbm_gibbs", big)
+    assert sizes == []
+    call("rbm_gibbs", small)
+    assert len(sizes) == 1, "a large workspace was held for a small call"
+    call("rbm_gibbs", small)
+    call("planar_backward", CALLS["planar_backward"]())
+    assert len(sizes) == 1
+    call("rbm_gibbs", big)
+    assert len(sizes) == 2
+    try:
+        _native.load().set_keep_workspaces(False)
+        call("rbm_gibbs", small)
+        call("rbm_gibbs", small)
+        assert len(sizes) == 4
+    finally:
+        _native.load().set_keep_workspaces(True)
+
+
+def test_each_thread_has_a_workspace_of_its_own(allocated):
+    sizes, big = allocated
+    threads = [threading.Thread(target=call, args=("rbm_gibbs", big)) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(sizes) == 2
+
+
+def test_long_calls_let_other_threads_run():
+    big = CALLS["rbm_gibbs"]() | {"W": rows(500, 500), "hbias": rows(500), "out_h": rows(N, 500), "n_steps": 4000}
+    big |= {k: rows(N, 500).round() for k in ("v", "out_v")} | {"vbias": rows(500), "clamp": None}
+    started, ticks = threading.Event(), []
+
+    def run():
+        started.set()
+        call("rbm_gibbs", big)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    while thread.is_alive():
+        ticks.append(None)
+        thread.join(1e-3)
+    assert len(ticks) > 5
+
+
+@pytest.mark.skipif("simt" not in _native.load().build_info()["cpu_targets"], reason="a build without simt")
+def test_a_gpu_computes_a_anew_where_it_was_not_kept():
+    kept = CALLS["planar_backward"]()
+    forward = {**CALLS["planar_forward"](), **{k: kept[k] for k in ("input", "w", "u", "b", "output", "a")}}
+    call("planar_forward", forward)
+    anew = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kept.items()} | {"output": None, "a": None}
+    with Backend("simt").use():
+        call("planar_backward", kept)
+        call("planar_backward", anew)
+    for k in ("grad_input", "grad_w", "grad_u", "grad_b"):
+        assert torch.allclose(kept[k], anew[k], rtol=1e-4, atol=1e-5), k
