@@ -492,7 +492,9 @@ def _requires_grad(args: Sequence[Any]) -> bool:
     return any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
-def _connect(op: Any, function: type[Function], forward_mode: Callable[..., Any], batched: Callable[..., Any]) -> None:
+def _connect(
+    op: Any, function: type[Function], forward_mode: Callable[..., Any], batched: Callable[..., Any]
+) -> None:
     """Give an op its derivatives.
 
     Args:

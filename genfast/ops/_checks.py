@@ -34,7 +34,9 @@ def same_dtype_and_device(like: Tensor, first: str, **tensors: Any) -> None:
         tensor(name, x)
         if x.device != device:
             raise ValueError(f"{name}: got a tensor on {x.device}, want {device} like {first}")
-        if x.dtype != dtype and not (autocast_to_float32(like) and _raised(x.dtype) == _raised(dtype) == torch.float32):
+        if x.dtype != dtype and not (
+            autocast_to_float32(like) and _raised(x.dtype) == _raised(dtype) == torch.float32
+        ):
             raise TypeError(f"{name}: got {x.dtype}, want {dtype} like {first}")
 
 
