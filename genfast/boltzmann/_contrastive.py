@@ -5,6 +5,7 @@ from torch import Tensor
 
 from genfast import ops
 from genfast._backend import use_reference
+from genfast._tracing import has_values
 from genfast.ops.rbm import rbm_contrast, state_product
 
 
@@ -14,7 +15,7 @@ def contrast_grad_(
 ) -> None:
     """Write the gradients of `contrast` in W, vbias and hbias over the contents of `grads`."""
     grad_W, grad_vbias, grad_hbias = grads
-    if use_reference(v):
+    if use_reference(v) or not has_values(v):
         p = torch.addmm(hbias, v, W).sigmoid_()
         torch.mm((v * -weights[:, None]).t(), p, out=grad_W)
     else:

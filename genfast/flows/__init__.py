@@ -1,6 +1,6 @@
 """Normalizing flows: x = f_K(... f_1(z)) of simple noise z, with the density of x."""
 
-from genfast.flows.base import StandardNormal
+from genfast.flows.base import StandardNormal, TorchDistribution
 from genfast.flows.coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from genfast.flows.flow import Flow
 from genfast.flows.nets import MLP
@@ -17,6 +17,7 @@ __all__ = [
     "Planar",
     "SplineCoupling",
     "StandardNormal",
+    "TorchDistribution",
     "alternating_mask",
     "half_mask",
 ]

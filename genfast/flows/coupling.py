@@ -6,16 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from genfast import ops
-from genfast._arguments import integer
+from genfast._arguments import floating, integer, number
+from genfast._module import Configured, reset
+from genfast.flows._index import IndexModule
+from genfast.flows._outside import warn_outside
 from genfast.flows.nets import MLP
 
 
-class Coupling(nn.Module):
+class Coupling(IndexModule, Configured):
     """The common part of the coupling layers: x_kept = z_kept, x_moved = g(z_moved; conditioner(z_kept)).
 
     A subclass gives `n_params_per_dim` and `transform(moved, params, inverse) -> (moved, log_det)`.
+
+    The mask is saved in the state dict, and the layer follows the one it loads; a mask of other sizes, or the state of
+    a layer with other options, is refused.
 
     Args:
         mask: bool `[D]`, True where a dimension is transformed; see `half_mask` and `alternating_mask`. At least one
@@ -27,9 +34,10 @@ class Coupling(nn.Module):
         dtype: of the default conditioner.
 
     Raises:
-        ValueError: the mask is not a bool vector with both values.
+        ValueError: the mask is not a bool vector with both values, or it has none (on the meta device).
     """
 
+    source = "mask"
     n_params_per_dim = 1
     mask: Tensor
     kept: Tensor
@@ -46,18 +54,15 @@ class Coupling(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        mask = torch.as_tensor(mask, device=device)
-        if mask.dtype != torch.bool or mask.ndim != 1:
-            raise ValueError(f"mask: got {mask.dtype} of shape {list(mask.shape)}, want a bool vector [D]")
-        if bool(mask.all()) or not bool(mask.any()):
-            raise ValueError(f"mask: got {mask.tolist()}, want at least one True (moved) and one False (kept)")
-        kept, moved = (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
-        self.register_buffer("mask", mask)
-        self.register_buffer("kept", kept, persistent=False)
-        self.register_buffer("moved", moved, persistent=False)
-        self.register_buffer("order", torch.argsort(torch.cat([kept, moved])), persistent=False)
-        self.n_kept, self.n_moved = len(kept), len(moved)
-        self._halves = self._find_halves(mask)
+        values = _mask_values(mask)
+        if device is None and isinstance(mask, Tensor) and mask.device.type != "cpu":
+            device = mask.device
+        self.n_moved = sum(values)
+        self.n_kept = len(values) - self.n_moved
+        if not self.n_moved or not self.n_kept:
+            raise ValueError(f"mask: got {values}, want at least one True (moved) and one False (kept)")
+        self._register(values, torch.tensor(values, dtype=torch.bool, device=device))
+        self.default_conditioner = conditioner is None
         if conditioner is None:
             conditioner = MLP(self.n_kept, hidden, self.n_moved * self.n_params_per_dim, device=device, dtype=dtype)
             self._init_identity(conditioner[-1])
@@ -67,13 +72,23 @@ class Coupling(nn.Module):
         """Sizes, for the printed module."""
         return f"n_kept={self.n_kept}, n_moved={self.n_moved}"
 
+    def saved_options(self) -> dict[str, Any]:
+        """None beside the type of the layer."""
+        return {}
+
+    def reset_parameters(self) -> None:
+        """Draw the conditioner's parameters again; with the default conditioner the layer is then the identity."""
+        reset(self.conditioner)
+        if self.default_conditioner:
+            self._init_identity(self.conditioner[-1])  # type: ignore[index]
+
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map z `[..., D]` to (x `[..., D]`, log_det `[...]`)."""
-        return self._apply_map(z, inverse=False)
+        return self._apply_map("z", z, inverse=False)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x `[..., D]` to (z `[..., D]`, log_det `[...]`)."""
-        return self._apply_map(x, inverse=True)
+        return self._apply_map("x", x, inverse=True)
 
     def transform(self, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Map the moved part `[..., n_moved]` with params `[..., n_moved * n_params_per_dim]`."""
@@ -82,15 +97,20 @@ class Coupling(nn.Module):
     def _init_identity(self, last: nn.Module) -> None:
         """Set the bias of the default conditioner's last layer so that the layer starts as the identity."""
 
-    def _apply_map(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        if x.ndim == 0 or x.shape[-1] != len(self.mask):
-            raise ValueError(f"{'x' if inverse else 'z'}: got shape {list(x.shape)}, want [..., {len(self.mask)}]")
-        if self._halves == "last":
+    def _apply_map(self, name: str, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        floating(name, x, self.n_kept + self.n_moved)
+        halves, order = None, self.order
+        if self._follow():
+            halves, kept_at, moved_at = self._halves, self.kept, self.moved
+        else:
+            both = torch.argsort(self.mask.to(torch.int8), stable=True)
+            order, kept_at, moved_at = torch.argsort(both), both[: self.n_kept], both[self.n_kept :]
+        if halves == "last":
             kept, moved = x[..., : self.n_kept], x[..., self.n_kept :]
-        elif self._halves == "first":
+        elif halves == "first":
             moved, kept = x[..., : self.n_moved], x[..., self.n_moved :]
         else:
-            kept, moved = x.index_select(-1, self.kept), x.index_select(-1, self.moved)
+            kept, moved = x.index_select(-1, kept_at), x.index_select(-1, moved_at)
         params = self.conditioner(kept)
         n_params = self.n_moved * self.n_params_per_dim
         if params.shape != (*x.shape[:-1], n_params):
@@ -99,16 +119,39 @@ class Coupling(nn.Module):
                 f"({self.n_params_per_dim} a moved dimension)"
             )
         moved, log_det = self.transform(moved, params, inverse=inverse)
-        if self._halves == "last":
+        if halves == "last":
             return torch.cat([kept, moved], -1), log_det
-        if self._halves == "first":
+        if halves == "first":
             return torch.cat([moved, kept], -1), log_det
-        return torch.cat([kept, moved], -1).index_select(-1, self.order), log_det
+        return torch.cat([kept, moved], -1).index_select(-1, order), log_det
 
-    @staticmethod
-    def _find_halves(mask: Tensor) -> str | None:
-        steps = int((mask[1:] != mask[:-1]).sum())
-        return None if steps != 1 else "last" if bool(mask[-1]) else "first"
+    def _derive(self, values: list[int]) -> dict[str, list[int]]:
+        kept = [i for i, moves in enumerate(values) if not moves]
+        moved = [i for i, moves in enumerate(values) if moves]
+        both = kept + moved
+        steps = sum(a != b for a, b in zip(values[1:], values, strict=False))
+        self._halves = None if steps != 1 else "last" if values[-1] else "first"
+        return {"kept": kept, "moved": moved, "order": sorted(range(len(both)), key=both.__getitem__)}
+
+    def _fault(self, values: list[int]) -> str:
+        size, n_moved = self.n_kept + self.n_moved, sum(map(bool, values))
+        if len(values) == size and n_moved == self.n_moved:
+            return ""
+        return f"got {n_moved} moved of {len(values)} dimensions, want {self.n_moved} of {size} for this conditioner"
+
+
+def _mask_values(mask: Tensor | Sequence[bool]) -> list[bool]:
+    with _disable_current_modes():
+        if isinstance(mask, Tensor) and (type(mask) is not Tensor or mask.device.type == "meta"):
+            raise ValueError(f"mask: got a {type(mask).__name__} on {mask.device} without values, want a list of bools")
+        given = torch.as_tensor(mask, device="cpu")
+        if given.dtype != torch.bool or given.ndim != 1:
+            raise ValueError(f"mask: got {given.dtype} of shape {list(given.shape)}, want a bool vector [D]")
+        values: list[bool] = given.tolist()
+        return values
+
+
+BOUNDS = (1e-9, 1e9)  #: of the spline's half side, which float32 carries
 
 
 class AffineCoupling(Coupling):
@@ -155,6 +198,15 @@ class AffineCoupling(Coupling):
         self.scale_map = scale_map
         self.scale_options: dict[str, Any] = dict(scale_options or {})
 
+    def extra_repr(self) -> str:
+        """Sizes and scale map, for the printed module."""
+        options = "".join(f", {name}={value}" for name, value in self.scale_options.items())
+        return f"{super().extra_repr()}, scale_map={self.scale_map!r}{options}"
+
+    def saved_options(self) -> dict[str, Any]:
+        """The scale map and its constants."""
+        return {"scale_map": self.scale_map, "scale_options": self.scale_options}
+
     def transform(self, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Map the moved part with the parameters of the kept part."""
         return ops.affine_coupling(
@@ -198,7 +250,8 @@ class SplineCoupling(Coupling):
         mask: bool `[D]`, True where a dimension is transformed.
         conditioner: module `[..., n_kept]` to `[..., n_moved * (3 n_bins - 1)]`; by default an MLP.
         n_bins: number of bins.
-        bound: the spline lives on [-bound, bound].
+        bound: the spline lives on [-bound, bound], a number from 1e-9 to 1e9. Where most of the first data lies
+            outside, one warning says so.
         min_bin_width: least width of a bin, as a fraction of the interval.
         min_bin_height: least height of a bin, as a fraction of the interval.
         min_derivative: least slope at a knot.
@@ -207,7 +260,8 @@ class SplineCoupling(Coupling):
         dtype: of the default conditioner.
 
     Raises:
-        ValueError: a bad mask, n_bins < 2, bound <= 0, or a conditioner of another width.
+        TypeError: bound or a minimum is no number, or a tensor that requires a gradient.
+        ValueError: a bad mask, n_bins < 2, a bound or minimum out of range, or a conditioner of another width.
 
     Source:
         Durkan et al. 2019, "Neural spline flows".
@@ -231,23 +285,29 @@ class SplineCoupling(Coupling):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        integer("n_bins", n_bins, at_least=2)
-        if not (math.isfinite(bound) and bound > 0):
-            raise ValueError(f"bound: got {bound!r}, want a finite number > 0")
-        self.n_params_per_dim = 3 * n_bins - 1
+        self.n_params_per_dim = 3 * integer("n_bins", n_bins, at_least=2) - 1
         self.n_bins = n_bins
-        self.bound = bound
-        self.min_bin_width = min_bin_width
-        self.min_bin_height = min_bin_height
-        self.min_derivative = min_derivative
+        self.bound = number("bound", bound, *BOUNDS)
+        self.min_bin_width = number("min_bin_width", min_bin_width, 0, 1 / n_bins)
+        self.min_bin_height = number("min_bin_height", min_bin_height, 0, 1 / n_bins)
+        self.min_derivative = number("min_derivative", min_derivative, 0, math.nextafter(1, 0))
+        self.seen_inputs: set[str] = set()
         super().__init__(mask, conditioner, hidden=hidden, device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""
         return f"{super().extra_repr()}, n_bins={self.n_bins}, bound={self.bound}"
 
+    def saved_options(self) -> dict[str, Any]:
+        """The constants of the spline."""
+        names = ("n_bins", "bound", "min_bin_width", "min_bin_height", "min_derivative")
+        return {name: getattr(self, name) for name in names}
+
     def transform(self, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Map the moved part with the parameters of the kept part."""
+        name = "x" if inverse else "z"
+        if not torch.compiler.is_compiling() and name not in self.seen_inputs:
+            warn_outside(name, moved, self)
         params = params.unflatten(-1, (self.n_moved, self.n_params_per_dim))
         out, log_det = ops.rational_quadratic_spline(
             moved,

@@ -1,15 +1,20 @@
 """A flow: a base distribution pushed through a chain of invertible transforms."""
 
+import contextlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from genfast._arguments import integer
+from genfast._arguments import integer, real
+from genfast._module import Module
+from genfast.flows._outside import one_warning
+from genfast.flows.base import TorchDistribution
 
 
-class Flow(nn.Module):
+class Flow(Module):
     r"""The distribution of x = f_K(... f_1(z)) with z from a base distribution.
 
     .. math::
@@ -20,11 +25,13 @@ class Flow(nn.Module):
 
     Args:
         base: the distribution of z: `StandardNormal`, any module with `sample(n)` and `log_prob(z)`, or a
-            `torch.distributions.Distribution` over vectors.
+            `torch.distributions.Distribution` over vectors, which is wrapped in `TorchDistribution`: its tensors become
+            parameters (where they require a gradient) and buffers of the flow.
         transforms: modules with `forward` and `inverse` as above; the first one acts on z.
 
     Raises:
-        TypeError: a transform has no `inverse`, or the base no `sample` or `log_prob`.
+        TypeError: a transform has no `inverse`, the base is no module or has no `sample` or `log_prob`, or its tensors
+            are computed from others that require a gradient.
 
     Source:
         Rezende & Mohamed 2015; Papamakarios et al. 2021, "Normalizing flows for probabilistic modeling and inference".
@@ -36,6 +43,7 @@ class Flow(nn.Module):
         >>> loss = flow.reverse_kl(lambda x: -x.abs().sum(-1), 256)  # where there is an unnormalised log-density
     """
 
+    base: nn.Module
     transforms: nn.ModuleList
 
     def __init__(self, base: nn.Module | Distribution, transforms: Iterable[nn.Module]) -> None:
@@ -47,24 +55,38 @@ class Flow(nn.Module):
         for i, step in enumerate(steps):
             if not callable(step) or not callable(getattr(step, "inverse", None)):
                 raise TypeError(f"transforms[{i}]: got {type(step).__name__}, want a module with forward and inverse")
+        if isinstance(base, Distribution):
+            base = TorchDistribution(base)
+        elif not isinstance(base, nn.Module):
+            raise TypeError(f"base: got {type(base).__name__}, want a module or a torch.distributions.Distribution")
         self.base = base
         self.transforms = nn.ModuleList(steps)
+        self._called: set[str] = set()
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise z `[..., D]` to data: (x, log|det dx/dz|)."""
-        total: Tensor | None = None
-        for transform in self.transforms:
-            z, log_det = transform(z)
-            total = log_det if total is None else total + log_det
-        return z, z.new_zeros(z.shape[:-1]) if total is None else total
+        return self._chain("z", z, self.transforms)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map data x `[..., D]` to noise: (z, log|det dz/dx|)."""
+        return self._chain("x", x, [t.inverse for t in reversed(self.transforms)])
+
+    def _chain(self, name: str, x: Tensor, maps: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        real(name, x)
+        if x.ndim == 0:
+            raise ValueError(f"{name}: got a scalar, want rows [..., D]")
+        context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not torch.compiler.is_compiling() and name not in self._called:
+            self._called.add(name)
+            context = one_warning()
         total: Tensor | None = None
-        for transform in reversed(self.transforms):
-            x, log_det = transform.inverse(x)  # type: ignore[operator]
-            total = log_det if total is None else total + log_det
-        return x, x.new_zeros(x.shape[:-1]) if total is None else total
+        with context:
+            for one in maps:
+                x, log_det = one(x)
+                total = log_det if total is None else total + log_det
+        if total is None:
+            total = x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
+        return x, total
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density log p(x) of x `[..., D]`; returns `[...]`."""
@@ -105,8 +127,14 @@ class Flow(nn.Module):
             A scalar: -log Z at the best, where Z is the integral of the target.
 
         Raises:
-            ValueError: the target does not return one number a row.
+            ValueError: the target does not return one number a row, or the base is a distribution with parameters but
+                without `rsample`: the gradient of its samples is then unknown.
         """
+        if isinstance(self.base, TorchDistribution) and not self.base.reparametrised:
+            raise ValueError(
+                "base: the gradient of the reverse KL divergence in its parameters needs samples with a gradient, and "
+                "the distribution has no rsample; freeze the base (requires_grad_(False)) or take another"
+            )
         x, log_q = self.sample_and_log_prob(n, generator=generator)
         log_p = target_log_prob(x)
         if log_p.shape != log_q.shape:
@@ -115,12 +143,10 @@ class Flow(nn.Module):
 
     def _base_sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         integer("n", n, at_least=0)
-        if isinstance(self.base, Distribution):
-            if generator is not None:
-                raise ValueError("generator: torch.distributions take none; use genfast.flows.StandardNormal")
-            z: Tensor = self.base.sample((n,))
-        elif generator is None:
-            z = self.base.sample(n)  # type: ignore[operator]
+        if generator is None:
+            z: Tensor = self.base.sample(n)  # type: ignore[operator]
+        elif isinstance(self.base, TorchDistribution):
+            raise ValueError("generator: torch.distributions take none; use genfast.flows.StandardNormal")
         else:
             z = self.base.sample(n, generator=generator)  # type: ignore[operator]
         return z

@@ -2,14 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from genfast._arguments import integer
+from genfast._module import Configured
 
 
-class MLP(nn.Sequential):
+class MLP(Configured, nn.Sequential):
     """A multilayer perceptron with an activation between linear layers.
 
     Args:
@@ -46,8 +48,22 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes[:-1]):
             layers += [nn.Linear(a, b, device=device, dtype=dtype), activation()]
-        last = nn.Linear(sizes[-2], n_out, device=device, dtype=dtype)
-        if zero_init:
+        super().__init__(*layers, nn.Linear(sizes[-2], n_out, device=device, dtype=dtype))
+        self.activation = activation
+        self.zero_init = zero_init
+        self._zero_last()
+
+    def saved_options(self) -> dict[str, Any]:
+        """The activation."""
+        return {"activation": self.activation.__name__}
+
+    def reset_parameters(self) -> None:
+        """Draw the initial parameters again."""
+        super().reset_parameters()
+        self._zero_last()
+
+    def _zero_last(self) -> None:
+        last = self[-1]
+        if self.zero_init and isinstance(last, nn.Linear):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        super().__init__(*layers, last)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from genfast._arguments import integer
+from genfast._arguments import integer, real
+from genfast.flows._index import IndexModule
 
 
-class Permutation(nn.Module):
+class Permutation(IndexModule):
     """Reorder the dimensions: x_i = z_perm(i), log|det| = 0.
 
     Args:
@@ -16,6 +18,7 @@ class Permutation(nn.Module):
             the model), which need `dim`.
         dim: number of dimensions.
         generator: draws a "random" order; the default generator otherwise.
+        device: of the buffers.
 
     Raises:
         ValueError: not a permutation, an unknown name, or a missing dim.
@@ -25,11 +28,17 @@ class Permutation(nn.Module):
         tensor([[12., 10., 11.]])
     """
 
+    source = "permutation"
     permutation: Tensor
     inverse_permutation: Tensor
 
     def __init__(
-        self, permutation: Sequence[int] | str, dim: int | None = None, *, generator: torch.Generator | None = None
+        self,
+        permutation: Sequence[int] | str,
+        dim: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         if isinstance(permutation, str):
@@ -37,19 +46,21 @@ class Permutation(nn.Module):
                 raise ValueError(f"dim: got None, want the number of dimensions for the order {permutation!r}")
             integer("dim", dim)
             if permutation == "reverse":
-                order = torch.arange(dim - 1, -1, -1)
+                order = list(range(dim - 1, -1, -1))
             elif permutation == "random":
-                order = torch.randperm(dim, generator=generator)
+                at = "cpu" if generator is None else generator.device
+                order = torch.randperm(dim, generator=generator, device=at).tolist()
             else:
                 raise ValueError(f"permutation: got {permutation!r}, want 'reverse', 'random' or a list of integers")
         else:
-            order = torch.as_tensor(list(permutation), dtype=torch.int64)
-            if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
-                raise ValueError(f"permutation: got {list(permutation)}, want a permutation of 0 to {len(order) - 1}")
+            order = [int(i) for i in permutation]
+            if sorted(order) != list(range(len(order))):
+                raise ValueError(f"permutation: got {order}, want a permutation of 0 to {len(order) - 1}")
             if dim is not None and dim != len(order):
                 raise ValueError(f"dim: got {dim}, want {len(order)}, the length of the permutation")
-        self.register_buffer("permutation", order)
-        self.register_buffer("inverse_permutation", torch.argsort(order))
+        self._register(
+            order, torch.tensor(order, dtype=torch.int64, device=device), persistent=("inverse_permutation",)
+        )
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""
@@ -57,23 +68,45 @@ class Permutation(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map z `[..., D]` to (x, log_det = 0)."""
-        return z.index_select(-1, self.permutation), z.new_zeros(z.shape[:-1])
+        return self._reorder("z", z, inverse=False)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x `[..., D]` to (z, log_det = 0)."""
-        return x.index_select(-1, self.inverse_permutation), x.new_zeros(x.shape[:-1])
+        return self._reorder("x", x, inverse=True)
+
+    def _reorder(self, name: str, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        real(name, x, self.permutation.shape[-1])
+        order = self.permutation
+        if inverse:
+            order = self.inverse_permutation if self._follow() else torch.argsort(order)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return x.index_select(-1, order), x.new_zeros(x.shape[:-1], dtype=wide)
+
+    def _derive(self, values: list[int]) -> dict[str, list[int]]:
+        return {"inverse_permutation": sorted(range(len(values)), key=values.__getitem__)}
+
+    def _fault(self, values: list[int]) -> str:
+        n = self.permutation.shape[-1]
+        return "" if sorted(values) == list(range(n)) else f"got {values}, want a permutation of 0 to {n - 1}"
 
 
 def alternating_mask(dim: int, *, odd: bool = True) -> Tensor:
-    """The checkerboard mask of a coupling layer: the odd (or the even) dimensions are transformed; bool `[dim]`."""
-    integer("dim", dim)
-    return (torch.arange(dim) % 2).bool() == odd
+    """The checkerboard mask of a coupling layer: the odd (or the even) dimensions are transformed; bool `[dim]`.
+
+    It lies on the CPU, whatever the default device: a layer puts its own copy where it lives itself.
+    """
+    return _mask([(i % 2 == 1) == odd for i in range(integer("dim", dim))])
 
 
 def half_mask(dim: int, *, last: bool = True) -> Tensor:
     """The half mask of a coupling layer: the last (or the first) half is transformed; bool `[dim]`.
 
-    With an odd dim, the last half is the larger by one.
+    With an odd dim, the last half is the larger by one. It lies on the CPU, whatever the default device: a layer puts
+    its own copy where it lives itself.
     """
-    integer("dim", dim)
-    return (torch.arange(dim) >= dim // 2) == last
+    return _mask([(i >= dim // 2) == last for i in range(integer("dim", dim))])
+
+
+def _mask(values: list[bool]) -> Tensor:
+    with _disable_current_modes():  # also under FakeTensorMode a mask has values
+        return torch.tensor(values, dtype=torch.bool, device="cpu")

@@ -6,18 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from genfast import ops
-from genfast._arguments import integer
+from genfast._arguments import floating, integer
+from genfast._module import Module
 
 
-class Planar(nn.Module):
+class Planar(Module):
     r"""A stack of planar layers f_k(z) = z + u_k tanh(w_k . z + b_k), all evaluated in one kernel.
 
     .. math::
         \log|\det| = \sum_k \log(1 + (w_k \cdot \hat u_k) (1 - \tanh^2(w_k \cdot z_k + b_k)))
 
-    u is constrained, through w.u_hat = softplus(w.u) - 1 > -1, so that each layer is invertible; unlike other
-    libraries' planar flow, this one has its inverse and so scores data. The parameters `w`, `u` `[n_layers, dim]` and
-    `b [n_layers]` start as in normflows: u from U(+-sqrt 2), w from U(+-sqrt(2 / dim)), b = 0.
+    u is constrained, through w.u_hat = softplus(w.u) - 1 > -1, so that each layer is invertible, whatever finite values
+    the parameters take; unlike other libraries' planar flow, this one has its inverse and so scores data. The
+    parameters `w`, `u` `[n_layers, dim]` and `b [n_layers]` start as in normflows: u from U(+-sqrt 2), w from
+    U(+-sqrt(2 / dim)), b = 0.
 
     Args:
         dim: number of dimensions.
@@ -54,9 +56,14 @@ class Planar(nn.Module):
         self.n_layers = n_layers
         self.w = nn.Parameter(torch.empty(n_layers, dim, device=device, dtype=dtype))
         self.u = nn.Parameter(torch.empty(n_layers, dim, device=device, dtype=dtype))
-        self.b = nn.Parameter(torch.zeros(n_layers, device=device, dtype=dtype))
+        self.b = nn.Parameter(torch.empty(n_layers, device=device, dtype=dtype))
+        self.reset_parameters(generator=generator)
+
+    def reset_parameters(self, *, generator: torch.Generator | None = None) -> None:
+        """Draw the initial parameters again."""
+        nn.init.zeros_(self.b)
         nn.init.uniform_(self.u, -math.sqrt(2), math.sqrt(2), generator=generator)
-        nn.init.uniform_(self.w, -math.sqrt(2 / dim), math.sqrt(2 / dim), generator=generator)
+        nn.init.uniform_(self.w, -math.sqrt(2 / self.dim), math.sqrt(2 / self.dim), generator=generator)
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""
@@ -68,8 +75,10 @@ class Planar(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map z `[..., dim]` to (x `[..., dim]`, log_det `[...]`)."""
+        floating("z", z, self.dim)
         return ops.planar_flow(z, self.w, self.constrained_u(), self.b)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x `[..., dim]` to (z `[..., dim]`, log_det `[...]`)."""
+        floating("x", x, self.dim)
         return ops.planar_flow_inverse(x, self.w, self.constrained_u(), self.b)

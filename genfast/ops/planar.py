@@ -147,8 +147,9 @@ def planar_constrain_u(w: Tensor, u: Tensor) -> Tensor:
     r"""Move each u along its w so that the planar layer is invertible.
 
     :math:`\hat u = u + (m(w \cdot u) - w \cdot u)\, w / |w|^2` with :math:`m(t) = \mathrm{softplus}(t) - 1`, so that
-    :math:`w \cdot \hat u = m(w \cdot u) > -1`. Exact for finite arguments of any size; where w = 0 every u is
-    invertible, and u is returned.
+    :math:`w \cdot \hat u = m(w \cdot u) > -1`. This holds for :math:`\hat u` as it is stored, for finite arguments of
+    any size: where m is within the rounding of :math:`\hat u` of -1, it is moved above. Where w = 0 (or below the
+    smallest normal number) every u is invertible, and u is returned.
 
     Args:
         w: `[..., D]`.

@@ -19,8 +19,8 @@ def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Ten
     log_det = x.new_zeros(x.shape[:-1])
     for w_k, u_k, b_k in zip(w.flip(0), u.flip(0), b.flip(0), strict=True):
         wu = w_k @ u_k
-        # a rounding of u may leave w.u just below -1
-        wu = torch.where(wu < -1 - torch.finfo(x.dtype).eps * (w_k * u_k).abs().sum(), wu, wu.clamp(min=-1))
+        # the rounding of u and of the sum may leave w.u just below -1
+        wu = torch.where(wu < -1 - 17 * torch.finfo(x.dtype).eps * (w_k * u_k).abs().sum(), wu, wu.clamp(min=-1))
         y = x @ w_k + b_k
         with torch.no_grad():
             a = _solve(y, wu)
@@ -47,6 +47,8 @@ def _solve(y: Tensor, wu: Tensor) -> Tensor:
 
 def planar_constrain_u(w: Tensor, u: Tensor) -> Tensor:
     """u moved along w so that w.u > -1; see `genfast.ops.planar_constrain_u`."""
+    dtype = w.dtype
+    w, u = (x.to(torch.promote_types(dtype, torch.float32)) for x in (w, u))
     # With w = m v, m = max|w| held fixed (the value does not depend on it), nothing overflows unless the result does.
     m = w.detach().abs().amax(-1, keepdim=True) if w.shape[-1] else w.new_zeros(*w.shape[:-1], 1)
     safe = m >= torch.finfo(w.dtype).tiny
@@ -55,7 +57,22 @@ def planar_constrain_u(w: Tensor, u: Tensor) -> Tensor:
     vu = (v * u).sum(-1, keepdim=True)
     t = m * vu
     # softplus(t) - 1 - t = softplus(-t) - 1: of the two forms, the one without a difference of large numbers.
-    softplus = torch.nn.functional.softplus(-t.abs())
+    below = torch.where(t >= 0, -t, t)  # not -|t|, whose derivative at 0 is 0
+    softplus = torch.nn.functional.softplus(below)
     shift = torch.where(t >= 0, (softplus - 1) / m, (softplus - 1) / m - vu)
-    square = (v * v).sum(-1, keepdim=True)
-    return u + torch.where(safe, shift * v / torch.where(safe, square, 1), 0)
+    square = torch.where(safe, (v * v).sum(-1, keepdim=True), 1)
+    out = u + torch.where(safe, shift * v / square, 0)
+    # What rounding left along w, where u nearly cancels, is measured and removed; w.u_hat + 1 stays above the rounding
+    # of u_hat and of any sum of its D products, so that the layer is invertible as it is stored.
+    v, vu, softplus, square, rough = (x.detach() for x in (v, vu, softplus, square, out))
+    stored = torch.finfo(dtype)
+    relative = 0.5 * stored.eps + (0.5 * w.shape[-1] + 8) * torch.finfo(w.dtype).eps
+    want = torch.where(t.detach() >= 0, vu, 0) + (softplus - 1) / m
+    got = (v * rough).sum(-1, keepdim=True)
+    magnitude = (v * rough).abs().sum(-1, keepdim=True) + (want - got).abs()
+    rounding = relative * magnitude + stored.tiny * stored.eps * v.abs().sum(-1, keepdim=True)
+    error = torch.maximum(want, rounding - 1 / m) - got
+    out = out + torch.where(safe, error * v / square, 0)
+    if dtype != w.dtype:  # a half type may be too small for u_hat
+        out = torch.where(out.isfinite(), out.clamp(stored.min, stored.max), out)
+    return out.to(dtype)
