@@ -6,7 +6,8 @@ import torch
 from benchmarks import timing
 from benchmarks.floor import copy_rate, flop_rate
 from benchmarks.memory import saved_bytes
-from benchmarks.timing import Case, Contender, CpuTimer, Options, Quartiles, forward_backward, measure
+from benchmarks.timers import CpuTimer
+from benchmarks.timing import Case, Contender, Options, Quartiles, forward_backward, measure
 
 QUICK = Options(threads=1, quick=True)
 
@@ -35,7 +36,7 @@ def clock(monkeypatch):
         def wait(self):
             pass
 
-    monkeypatch.setattr(timing, "timer_for", lambda _: Timer())
+    monkeypatch.setattr(timing, "timer_for", lambda _, host: Timer())
 
 
 @pytest.mark.usefixtures("clock")
@@ -131,7 +132,8 @@ def test_floor_is_the_slower_of_memory_and_arithmetic():
     contenders = [Contender("genfast", Work(0.001)), Contender("eager", Work(0.001))]
     nbytes, flops = 1 << 22, 1 << 20
     result = measure(Case("op", "label", contenders, bytes_moved=nbytes, flops=flops), QUICK)
-    expected = max(nbytes / copy_rate(nbytes, QUICK), flops / flop_rate(QUICK))
+    machine = QUICK.device, QUICK.threads
+    expected = max(nbytes / copy_rate(nbytes, *machine), flops / flop_rate(*machine))
     assert result.floor == pytest.approx(expected)
     assert result.floor_kind in {"memory", "arithmetic"}
     assert measure(Case("op", "label", contenders), QUICK).floor is None
