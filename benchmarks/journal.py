@@ -42,9 +42,11 @@ class Journal:
         self._bury()
 
     def _take(self, event: dict[str, Any]) -> None:
-        self.finished = event["event"] == "finished"
         if event["event"] == "machine":
             self.state = event["state"]
+            self.finished = False
+        elif event["event"] == "finished":
+            self.finished = True
         if "name" not in event:
             return
         key = event["name"], event["index"]

@@ -71,6 +71,7 @@ def problems(tmp_path):
 def test_everything_else_is_measured(tmp_path):
     done = drive(tmp_path, "--survive", "--case-limit", "3")
     assert done.returncode == 1, done.stderr
+    assert done.stderr.count("the benchmarks ended with") == 3  # killed, killed, over time
     found = problems(tmp_path)
     ended = {"crash 1", "hang 0"}
     assert {label for label, problem in found.items() if problem.startswith("the process ended as")} == {
