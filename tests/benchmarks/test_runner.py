@@ -98,17 +98,6 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     assert "crash 2" in done.stdout
     assert "op: good 0" not in done.stdout
     assert not problems(tmp_path)["crash 2"]
-    assert drive(tmp_path, "--load", str(tmp_path / "cpu.jsonl")).returncode == 1
-
-
-def test_little_time_is_shared(tmp_path):
-    done = drive(tmp_path, "good", "refuse", "--time-limit", "1e-9")
-    assert done.returncode == 0
-    assert "NO TIME LEFT after 0 s for all cases of good, refuse" in done.stdout
-    assert problems(tmp_path) == {}
-    done = drive(tmp_path, "good", "refuse", "--time-limit", "1000")
-    assert list(problems(tmp_path)) == ["good 0", "good 1", "refuse 0", "refuse 1", "case 3"]
-    assert done.stdout.index("refuse 0") < done.stdout.index("good 1")
 
 
 def test_usage_errors_are_not_repeated(tmp_path):
@@ -153,6 +142,31 @@ def test_a_lost_device_asks_for_a_new_process(tmp_path, monkeypatch):
     assert not runner.run(["x"], QUICK, journal, runner.Limits())
     assert [result.problem for result in journal.results()] == ["OutOfMemoryError: no memory"]
     assert not journal.ended("x")
+
+
+def test_little_time_is_shared(tmp_path, monkeypatch, capsys):
+    """A case of each benchmark comes before the second of any, and none begins too late."""
+
+    def cases(name):
+        for i in range(2):
+            yield Case("op", f"{name} {i}", [Contender("genfast", one)])
+
+    class Bench:
+        def __init__(self, name):
+            self.cases = lambda options: cases(name)
+
+    monkeypatch.setattr(runner.importlib, "import_module", lambda name, package: Bench(name[-1]))
+    monkeypatch.setattr(runner, "measure", lambda case, options: runner.Result(case.op, case.label, []))
+    for limits, order in (
+        (runner.Limits(), ["a 0", "a 1", "b 0", "b 1"]),
+        (runner.Limits(1000), ["a 0", "b 0", "a 1", "b 1"]),
+        (runner.Limits(1e-9), []),
+    ):
+        journal = Journal(tmp_path / "cpu.jsonl")
+        assert runner.run(["a", "b"], QUICK, journal, limits)
+        text = (tmp_path / "cpu.jsonl").read_text()
+        assert [json.loads(line)["label"] for line in text.splitlines() if '"measure"' in line] == order
+        assert ("NO TIME LEFT after 0 s for all cases of a, b" in capsys.readouterr().out) == (not order)
 
 
 def test_results_come_back_from_a_journal(tmp_path):
