@@ -71,7 +71,7 @@ mkdir -p "$work" || fail "cannot write to $work"
 rm -rf "$work/cmake" # a whole build, or its log does not list every kernel
 "$parent" -m venv --without-pip --system-site-packages --clear "$work/venv" || fail "python -m venv failed for $parent"
 packages=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-"$parent" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' >"$packages/parent.pth"
+"$parent" -c 'import os, sys; print(*filter(os.path.isdir, sys.path[1:]), sep="\n")' >"$packages/parent.pth"
 
 PATH=$PATH:$(dirname "$(readlink -f "$(command -v nvcc)")")
 export PATH CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
