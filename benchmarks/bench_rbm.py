@@ -5,15 +5,21 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from genfast import ops
 from genfast.boltzmann import RBM
 from genfast.reference import rbm as reference
+from genfast.reference import rbm_training
 
-from .baselines import compiled
+from .baselines import compiled, differentiable_call
 from .timing import Case, Contender, Options
 
 FLOAT = 4
+REPEATS = 400
+"""Draws or steps whose mean is compared where a single small one says nothing."""
+
+Run = Callable[[], Sequence[Tensor]]
 Machine = tuple[Tensor, Tensor, Tensor]
 
 
@@ -161,3 +167,82 @@ def _training_step(options: Options) -> Case:
         bytes_moved=FLOAT * (5 * nv * nh + n * (4 * nv + 3 * nh)),
         compare=lambda a, b: gradients_differ(a, b, n),
     )
+
+
+def calls(options: Options) -> Iterator[Case]:
+    """8 chains of a toy machine: the free energy and a sweep; and a CD-1 step of a 64 x 64 machine."""
+
+    def energy(*tensors: Tensor) -> tuple[Tensor]:
+        return (ops.rbm_free_energy(*tensors),)
+
+    generator = options.generator()
+    machine = random_machine(options, 16, 8, 0.5, generator)
+    v = random_data(options, 8, 16, 0.5, generator)
+    inputs = [v, *(p.clone().requires_grad_() for p in machine)]
+    yield differentiable_call(options, "rbm_free_energy", "8 chains, 16x8", energy, eager_free_energy, inputs)
+    yield _small_sweep(machine, v, None if options.cuda else 1.0)
+    yield _small_training_step(options, None if options.cuda else 2.0)
+
+
+def eager_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor]:
+    """-a.v - sum_j softplus(b + W'v)_j."""
+    return (-(v @ vbias) - functional.softplus(torch.addmm(hbias, v, W)).sum(-1),)
+
+
+def _small_sweep(machine: Machine, v: Tensor, target: float | None) -> Case:
+    def ours() -> Sequence[Tensor]:
+        return ops.rbm_gibbs(v, *machine)
+
+    def theirs() -> Sequence[Tensor]:
+        return eager_sweep(v, *machine)
+
+    def many(run: Run) -> Run:
+        return lambda: [torch.cat(outputs) for outputs in zip(*(run() for _ in range(REPEATS)), strict=True)]
+
+    contenders = [
+        Contender("genfast", ours, compared=many(ours)),
+        Contender("eager", theirs, target=target, compared=many(theirs)),
+    ]
+    return Case("rbm_gibbs", "8 chains, 16x8, one sweep", contenders, small=True, compare=same_distribution)
+
+
+def _small_training_step(options: Options, target: float | None) -> Case:
+    n, units = 64, 64
+    generator = options.generator()
+    machine = random_machine(options, units, units, 0.3, generator)
+    data = random_data(options, n, units, 0.3, generator)
+
+    def mean(run: Run) -> Run:
+        def averaged() -> list[Tensor]:
+            steps = [[gradient.clone() for gradient in run()] for _ in range(REPEATS)]
+            return [torch.stack(gradients).mean(0) for gradients in zip(*steps, strict=True)]
+
+        return averaged
+
+    contenders = [
+        Contender(name, run, target=goal, compared=mean(run))
+        for name, run, goal in (
+            ("genfast", module_trainer(machine, data), None),
+            ("eager", autograd_trainer(machine, data), target),
+            ("eager, gradients by hand", _by_hand(machine, data), target),
+        )
+    ]
+    return Case(
+        "RBM training",
+        f"CD-1 step, {units}x{units}, batch {n}, SGD",
+        contenders,
+        small=True,
+        compare=lambda a, b: gradients_differ(a, b, n * REPEATS),
+    )
+
+
+def _by_hand(machine: Machine, data: Tensor) -> Run:
+    """The step without autograd and without an optimiser, in place: what a careful user arrives at."""
+    W, vbias, hbias = (p.clone() for p in machine)
+    velocities = tuple(torch.zeros_like(p) for p in machine)
+
+    def run() -> Sequence[Tensor]:
+        rbm_training.contrastive_step(data, data, (W, vbias, hbias), velocities, lr=1e-4)
+        return [-velocity for velocity in velocities]
+
+    return run

@@ -12,7 +12,7 @@ import torch
 from genfast import ops
 from genfast.reference.rq_spline import rational_quadratic_spline as reference
 
-from .baselines import compiled, peer
+from .baselines import compiled, differentiable_call, leaves, peer
 from .floor import TRANSCENDENTAL_FLOPS
 from .timing import Case, Contender, Options, forward_backward
 
@@ -147,3 +147,10 @@ def cases(options: Options) -> Iterator[Case]:
     zuko = peer("zuko.transforms")
     if zuko is not None:
         yield zuko_case(options, zuko, elements)
+
+
+def calls(options: Options) -> Iterator[Case]:
+    """4 x 8 numbers, 8 bins, against the reference."""
+    inputs = leaves(options, (4, 8), (4, 8, BINS), (4, 8, BINS), (4, 8, BINS - 1))
+    function = ops.rational_quadratic_spline
+    yield differentiable_call(options, "rational_quadratic_spline", "4 x 8, 8 bins", function, reference, inputs)
