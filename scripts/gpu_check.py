@@ -30,6 +30,9 @@ REPORT = '"$0" -m benchmarks --load "$1" >/dev/null; "$0" scripts/cuda_report.py
 NOTES = "notes.jsonl"
 """What tests/gpu_plugin.py has to say, in the work folder."""
 
+NO_PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "no:randomly", "-p", "no:timeout")
+"""Of pytest, which may be installed there and are in the way."""
+
 NO_TIME = "no time left"
 """Why the tests of tests/gpu_plugin.py are skipped that come too late."""
 
@@ -106,13 +109,18 @@ def judge_sanitizer(code: int, log: str) -> tuple[str, str]:
 def phases(python: str, work: Path, out: Path) -> list[Phase]:
     """What is run, in this order."""
     results, small = out / "cuda.jsonl", "tests/test_small_cases.py"
-    pytest = [python, "-m", "pytest", "-m", "cuda", "-q", "-rfEs", "-p", "no:cacheprovider", "-p", "tests.gpu_plugin"]
+    pytest = [python, "-m", "pytest", "-m", "cuda", "-q", "-rfEs", *NO_PLUGINS, "-p", "tests.gpu_plugin"]
+    workers = str(min(8, os.cpu_count() or 1))
     parallel = subprocess.run([python, "-c", "import xdist"], capture_output=True, check=False).returncode == 0
     sanitizer = shutil.which("compute-sanitizer")
 
     def until(seconds: float) -> dict[str, str]:
         margin = max(10, 0.2 * seconds)
-        return {"GENFAST_TESTS_UNTIL": str(time.time() + seconds - margin), "GENFAST_TEST_NOTES": str(work / NOTES)}
+        return {
+            "GENFAST_TESTS_UNTIL": str(time.time() + seconds - margin),
+            "GENFAST_TEST_LIMIT": "60",
+            "GENFAST_TEST_NOTES": str(work / NOTES),
+        }
 
     def sanitize(tool: str) -> Phase:
         command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", *pytest]
@@ -151,7 +159,13 @@ def phases(python: str, work: Path, out: Path) -> list[Phase]:
         ),
         Phase(
             "tests",
-            lambda _: [*pytest, *(["-n", "8"] if parallel else []), "--ignore", small, "tests"],
+            lambda _: [
+                *pytest,
+                *(["-n", str(min(8, os.cpu_count() or 1))] if parallel else []),
+                "--ignore",
+                small,
+                "tests",
+            ],
             *(25, 200),
             judge_tests,
             environment=until,

@@ -1,15 +1,18 @@
 """A pytest plugin for scripts/gpu_check.py: `-p tests.gpu_plugin`.
 
 - After the time `GENFAST_TESTS_UNTIL` tests are skipped, so that a run that is too long ends with its report.
-- A process whose GPU refuses all further work, as after an illegal access, ends; pytest-xdist starts another.
+- A test that takes longer than `GENFAST_TEST_LIMIT` seconds, or hangs, ends its process.
+- A process whose GPU refuses all further work, as after an illegal access, ends too; pytest-xdist starts another.
 - With `GENFAST_TRACE_KERNELS` the names of genfast's kernels that run on the GPU are noted.
 - float32 comes before the other types.
 
 Notes are lines of JSON in the file `GENFAST_TEST_NOTES`.
 """
 
+import faulthandler
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +20,8 @@ import pytest
 import torch
 
 UNTIL = float(os.environ.get("GENFAST_TESTS_UNTIL", "inf"))
+LIMIT = float(os.environ.get("GENFAST_TEST_LIMIT", "0"))
+STDERR = os.fdopen(os.dup(sys.__stderr__.fileno()), "w")  # before pytest captures it
 NOTES = os.environ.get("GENFAST_TEST_NOTES", os.devnull)
 tracing = "GENFAST_TRACE_KERNELS" in os.environ
 
@@ -28,6 +33,17 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     if time.time() > UNTIL:
         pytest.skip("no time left")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    if LIMIT <= 0:
+        return (yield)
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=STDERR)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def ours(names):

@@ -233,7 +233,7 @@ def test_measured_cases_are_listed(check, tmp_path):
 # -- the plugin of the tests ------------------------------------------------------------------------------------------
 
 LOST = """
-import pytest, torch
+import os, pytest, time, torch
 
 pytestmark = pytest.mark.cuda
 lost = False
@@ -254,6 +254,9 @@ def test_bad():
 @pytest.mark.parametrize("i", range(5))
 def test_after(i): assert not lost
 def test_float32(): pass
+def test_hang():
+    if os.environ.get("HANG"):
+        time.sleep(1000)
 """
 
 
@@ -271,10 +274,13 @@ def plugin(tmp_path, *options, **environment):
     return done, [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 
 
-def test_a_lost_gpu_costs_one_test(tmp_path):
+def test_a_lost_gpu_or_a_test_that_hangs_costs_one_test(tmp_path):
     pytest.importorskip("xdist")
-    done, notes = plugin(tmp_path, "-n", "1")
-    assert "1 failed, 7 passed" in done.stdout, done.stdout
+    done, notes = plugin(tmp_path, "-n", "1", GENFAST_TEST_LIMIT="5", HANG="1")
+    assert "2 failed, 7 passed" in done.stdout, done.stdout
+    for name in ("test_bad", "test_hang"):
+        assert f"crashed while running 'test_it.py::{name}'" in done.stdout
+    assert "in test_hang" in done.stdout + done.stderr
     assert [note["test"].rpartition("::")[2] for note in notes] == ["test_bad"]
     assert "assert False" in notes[0]["lost"]
 
@@ -290,7 +296,7 @@ def test_a_lost_gpu_without_workers(tmp_path):
 def test_tests_that_come_too_late_are_skipped(tmp_path):
     done, _ = plugin(tmp_path, "-p", "no:xdist", GENFAST_TESTS_UNTIL="1")
     assert done.returncode == 0
-    assert "8 skipped" in done.stdout
+    assert "9 skipped" in done.stdout
     assert "no time left" in done.stdout
 
 
