@@ -161,7 +161,7 @@ def phases(python: str, work: Path, out: Path) -> list[Phase]:
             "tests",
             lambda _: [
                 *pytest,
-                *(["-n", str(min(8, os.cpu_count() or 1))] if parallel else []),
+                *(["-n", workers] if parallel else []),
                 "--ignore",
                 small,
                 "tests",
