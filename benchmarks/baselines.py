@@ -27,11 +27,18 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def peer(name: str) -> ModuleType | None:
-    """The module of another library, or None, said once, where it is not installed."""
+    """The module of another library, or None, said once, where it or what it needs is not installed.
+
+    Raises:
+        ImportError: it is a part of genfast that is not there.
+    """
     try:
         return importlib.import_module(name)
-    except ImportError:
-        library = name.split(".", 1)[0]
+    except ImportError as error:
+        missing = error.name or getattr(error.__cause__, "name", None) or name
+        library = missing.split(".", 1)[0]
+        if library in {"genfast", "benchmarks"}:
+            raise
         print(f"{library} is not installed and is left out (pip install 'genfast[bench]')", file=sys.stderr)
         return None
 

@@ -59,9 +59,9 @@ def cases(options: Options) -> Iterator[Case]:
     """
     sklearn = peer("sklearn.neural_network")
     threads = peer("threadpoolctl")
-    if sklearn is None or threads is None or peer("lightning_fabric") is None:
+    command = peer("genfast.cli.loop")
+    if sklearn is None or threads is None or command is None:
         return
-    from genfast.cli import loop
     from genfast.cli.config import resolve
     from genfast.cli.distributed import Processes
 
@@ -71,7 +71,7 @@ def cases(options: Options) -> Iterator[Case]:
 
     def trainer_for(passes: int) -> Any:
         run = dataclasses.replace(config, epochs=passes, steps=None)
-        return loop.Trainer(run, Processes(str(options.device)), folder=None, quiet=True)
+        return command.Trainer(run, Processes(str(options.device)), folder=None, quiet=True)
 
     def trained(trainer: Any) -> Weights:
         trainer.run()

@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import bench_calls, bench_rbm, timing
+from benchmarks import baselines, bench_calls, bench_rbm, timing
 from benchmarks.floor import copy_rate, flop_rate
 from benchmarks.memory import saved_bytes
 from benchmarks.timers import CpuTimer
@@ -184,3 +184,17 @@ def test_a_short_call_is_timed_over_many(monkeypatch):
     measure(Case("op", "label", work, small=True), QUICK)
     assert asked[:6] == [3, 1, 20, 3, 1, 20]
     assert set(asked[6:]) == {round(QUICK.slice_seconds / 1e-4)}
+
+
+def test_what_is_not_installed_is_named(capsys, monkeypatch):
+    assert baselines.peer("no_such_library.part") is None
+    assert "no_such_library is not installed and is left out" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError, match=r"genfast\.no_such_part"):
+        baselines.peer("genfast.no_such_part")
+
+    def needs_another(name):
+        raise ImportError("needs it") from ModuleNotFoundError("no", name="lightning_fabric")
+
+    monkeypatch.setattr(baselines.importlib, "import_module", needs_another)
+    assert baselines.peer("genfast.cli") is None
+    assert "lightning_fabric is not installed" in capsys.readouterr().err

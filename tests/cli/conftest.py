@@ -16,7 +16,7 @@ ROOT = Path(genfast.__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True, scope="session")
 def _packages():
-    """Skip where a package that training needs is missing; here, since at the top of a conftest it would be an error."""
+    """Skip where a package that training needs is missing; at the top of a conftest that would be an error."""
     for name in ("typer", "matplotlib", "lightning_fabric", "safetensors"):
         pytest.importorskip(name)
 
