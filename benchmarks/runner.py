@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from genfast._optional import MissingPackageError
+
 from . import report
 from .journal import Journal
 from .timing import Case, Options, Result, measure
@@ -111,6 +113,11 @@ def step(benchmark: Benchmark, options: Options, journal: Journal) -> Result | N
         journal.prepare(name, index)
     try:
         case = next(benchmark.cases, None)
+    except MissingPackageError as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+        benchmark.over = True
+        journal.end(name, index)
+        return None
     except Exception as error:  # noqa: BLE001 (what fails here is a result)
         result = failed(name, f"case {index + 1}", error)
         benchmark.over = True  # a generator that raised is

@@ -11,6 +11,7 @@ import torch
 from benchmarks import report, runner
 from benchmarks.journal import Journal
 from benchmarks.timing import Case, Contender, Options, Row, measure
+from genfast._optional import require
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Options(threads=1, quick=True)
@@ -167,6 +168,21 @@ def test_little_time_is_shared(tmp_path, monkeypatch, capsys):
         text = (tmp_path / "cpu.jsonl").read_text()
         assert [json.loads(line)["label"] for line in text.splitlines() if '"measure"' in line] == order
         assert ("NO TIME LEFT after 0 s for all cases of a, b" in capsys.readouterr().out) == (not order)
+
+
+def test_what_needs_a_package_that_is_not_there_is_left_out(tmp_path, monkeypatch, capsys):
+    class Bench:
+        @staticmethod
+        def cases(options):
+            require("no_such_package", "this")
+            yield Case("op", "first", [Contender("genfast", one)])
+
+    monkeypatch.setattr(runner.importlib, "import_module", lambda name, package: Bench)
+    journal = Journal(tmp_path / "cpu.jsonl")
+    assert runner.run(["x"], QUICK, journal, runner.Limits())
+    assert journal.results() == []
+    assert journal.ended("x")
+    assert "x is left out: this needs no_such_package, which is not installed" in capsys.readouterr().err
 
 
 def test_results_come_back_from_a_journal(tmp_path):
