@@ -11,7 +11,7 @@ import torch
 from benchmarks import report, runner
 from benchmarks.journal import Journal
 from benchmarks.timing import Case, Contender, Options, Row, measure
-from genfast._optional import require
+from genfast._optional import MissingPackageError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Options(threads=1, quick=True)
@@ -174,7 +174,7 @@ def test_what_needs_a_package_that_is_not_there_is_left_out(tmp_path, monkeypatc
     class Bench:
         @staticmethod
         def cases(options):
-            require("no_such_package", "this")
+            raise MissingPackageError("this needs no_such_package, which is not installed")
             yield Case("op", "first", [Contender("genfast", one)])
 
     monkeypatch.setattr(runner.importlib, "import_module", lambda name, package: Bench)
