@@ -24,6 +24,11 @@ from cuda_report import demangle, shorten
 TOTAL = 525
 """Seconds from the start of the script to the summary."""
 
+BUILD = """"$@" && "$0" -m genfast info && "$0" -c '
+from genfast import _native
+raise SystemExit(None if _native.has_cuda() else "the build has no CUDA kernels")'
+"""
+
 REPORT = '"$0" -m benchmarks --load "$1" >/dev/null; "$0" scripts/cuda_report.py --log "$2" --out "$3"'
 """The tables, made of what was measured even where the benchmarks were stopped; then registers and spills."""
 
@@ -76,7 +81,7 @@ def last(pattern: str, log: str) -> str:
 
 def judge_build(code: int, log: str) -> tuple[str, str]:
     """The kernels are there."""
-    wrong = last(r"(?i)\berror\b", log)
+    wrong = last(r"(?i)\berror\b|has no CUDA kernels", log)
     return ("passed", last(r"^CUDA kernels", log)) if code == 0 else ("failed", f"exit code {code}; {wrong}")
 
 
@@ -141,9 +146,7 @@ def phases(python: str, work: Path, out: Path) -> list[Phase]:
     ]
     bench = [python, "-m", "benchmarks", "--device", "cuda", "--quick", "--no-compile", "--survive", "--out", str(out)]
     return [
-        Phase(
-            "build", lambda _: ["bash", "-ec", '"$@" && "$0" -m genfast info', python, *install], 100, 300, judge_build
-        ),
+        Phase("build", lambda _: ["bash", "-c", BUILD, python, *install], 100, 300, judge_build),
         Phase(
             "benchmarks",
             lambda seconds: [*bench, "--case-limit", "30", "--time-limit", f"{max(seconds - 35, 1):.0f}"],

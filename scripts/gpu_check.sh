@@ -73,6 +73,15 @@ rm -rf "$work/cmake" # a whole build, or its log does not list every kernel
 packages=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$parent" -c 'import os, sys; print(*filter(os.path.isdir, sys.path[1:]), sep="\n")' >"$packages/parent.pth"
 
+# A copy of the sources, so that an extension which was built in place is neither used nor changed.
+source=$work/source
+rm -rf "$source"
+mkdir "$source"
+tar -cf - --exclude=./.git --exclude=./build --exclude='./.venv*' --exclude=./runs --exclude=./shared --exclude='*.so' \
+  --exclude=__pycache__ --exclude='./.*_cache' --exclude=./.hypothesis . | tar -xf - -C "$source" || fail "cannot copy the sources to $source"
+[ ! -e .git ] || ln -s "$PWD/.git" "$source/.git" # the benchmarks name the commit
+cd "$source" || fail "cannot enter $source"
+
 PATH=$PATH:$(dirname "$(readlink -f "$(command -v nvcc)")")
 export PATH CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
 exec "$parent" scripts/gpu_check.py --python "$work/venv/bin/python" --work "$work" --out "$out" --gpu "$gpu" \

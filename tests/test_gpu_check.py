@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from genfast import _native
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 
@@ -179,6 +181,11 @@ def test_the_commands_of_the_phases(check, tmp_path):
     assert found["report"].judge(done.returncode, done.stdout)[0] == "passed", done.stderr
     assert (tmp_path / "cuda.csv").exists()
     assert json.loads((tmp_path / "kernels.json").read_text())[0]["name"] == "kernel<float>"
+    if not _native.has_cuda():
+        command = [*found["build"].command(9)[:4], "true"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
+        outcome, detail = check.judge_build(done.returncode, done.stdout + done.stderr)
+        assert (outcome, detail) == ("failed", "exit code 1; the build has no CUDA kernels")
     for name in ("small", "tests"):
         assert "-m cuda" in " ".join(found[name].command(9))
         until = float(found[name].environment(100)["GENFAST_TESTS_UNTIL"])
