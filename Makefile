@@ -26,7 +26,7 @@ CONFIG := GENFAST_CUDA=$(GENFAST_CUDA) GENFAST_CUDA_ARCHS=$(GENFAST_CUDA_ARCHS)
 # The Python files where they lie; the extension beside them is built by scripts/dev_build.sh.
 EDITABLE := --no-build-isolation -c constraints-dev.txt -C wheel.cmake=false
 
-.PHONY: help demo test bench bench-table lint format docs install hooks clean
+.PHONY: help demo test test-all bench bench-table lint format docs install hooks clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -35,9 +35,12 @@ help: ## show this list
 demo: $(STAMPS)/package ## train an RBM on handwritten digits, show what it learned and how fast
 	@$(BIN)/genfast demo --out runs/demo
 
-test: $(STAMPS)/tools ## run every test
+test: $(STAMPS)/tools ## run the tests, without those marked slow
 	@# Workers outnumber the cores between them, so threads that wait should not spin.
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: override PYTEST_ARGS += -m ""
+test-all: test ## run every test
 
 bench: $(STAMPS)/tools ## compare with PyTorch and other libraries on this machine (BENCH_ARGS="planar --quick")
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -1,21 +1,21 @@
 """Command line of the benchmark suite: `python -m benchmarks [NAME ...]`."""
 
 import argparse
-import contextlib
-import importlib
 import os
 import pkgutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from genfast import _native
 
 from . import machine, plots, report
-from .timing import Options, Result, measure
+from .journal import Journal
+from .runner import LOST, USAGE, Limits, empty_compile_cache, run, survive
+from .timing import Options, Result
 
 
 def available() -> list[str]:
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="genfast bench",
         description="Compares genfast with eager PyTorch, torch.compile and other libraries on this machine. "
-        "Exits with 1 where outputs disagree.",
+        "Exits with 1 where outputs disagree or a case fails.",
     )
     p.add_argument("names", nargs="*", metavar="NAME", help=f"which to run (all): {', '.join(available())}")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
@@ -38,39 +38,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-compile", action="store_true", help="leave out torch.compile, whose first call takes minutes")
     p.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of JSON, CSV and plot (runs/bench)")
     p.add_argument("--markdown", type=Path, nargs="+", default=[], metavar="FILE", help="documents to put the table in")
-    p.add_argument("--load", type=Path, metavar="JSON", help="report these saved results, measure nothing")
+    p.add_argument("--load", type=Path, metavar="FILE", help="report these results, .json or .jsonl, measure nothing")
+    p.add_argument("--resume", action="store_true", help="go on with the run whose .jsonl lies in --out")
+    p.add_argument("--survive", action="store_true", help="go on behind a case that ends the process")
+    p.add_argument("--case-limit", type=float, default=0, metavar="S", help="end the process where a case takes longer")
+    p.add_argument("--time-limit", type=float, default=0, metavar="S", help="begin no case later than this")
     p.add_argument("--seed", type=int, default=0, help="of the data")
     return p
-
-
-@contextlib.contextmanager
-def empty_compile_cache() -> Iterator[None]:
-    """A first call of torch.compile is timed as a user meets it, so without what an earlier run left."""
-    name = "TORCHINDUCTOR_CACHE_DIR"  # torch sets it too, to a folder that outlives the process
-    before = os.environ.get(name)
-    with tempfile.TemporaryDirectory(prefix="genfast-bench-") as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            del os.environ[name]
-            if before is not None:
-                os.environ[name] = before
-
-
-def run(names: Sequence[str], options: Options) -> list[Result]:
-    """Measures the named benchmarks, printing each case as it is done."""
-    # What the first use of torch costs is nobody's first call.
-    x = torch.ones(64, 64, device=options.device, requires_grad=True)
-    torch.autograd.grad((x @ x).exp().sum(), [x])
-    results = []
-    for name in names:
-        module = importlib.import_module(f".bench_{name}", __package__)
-        for case in module.cases(options):
-            result = measure(case, options)
-            print(report.format_case(result), flush=True)
-            results.append(result)
-    return results
 
 
 def checked(p: argparse.ArgumentParser, args: argparse.Namespace) -> Options:
@@ -99,36 +73,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     p = parser()
     args = p.parse_args(argv)
+    code: int | None = None
     if args.load is not None:
+        path = args.load
         try:
-            results, state = report.load(args.load)
+            results, state = report.load(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            p.error(f"--load: cannot read results from {args.load}: {error}")
+            p.error(f"--load: cannot read results from {path}: {error}")
         for result in results:
             print(report.format_case(result))
     else:
         options = checked(p, args)
-        torch.set_num_threads(options.threads)
-        state = machine.state(options)
-        print("  ".join(f"{key}={value}" for key, value in state.items() if value is not None))
-        if note := machine.warning(state):
-            print(note, file=sys.stderr)
-        print()
-        with empty_compile_cache():
-            results = run(args.names or available(), options)
-        stem = options.device.type
-        written = report.save(results, state, args.out, stem)
-        picture = args.out / f"{stem}.png"
-        if plots.draw(results, state, picture):
-            written.append(picture)
-        print("written:", *written)
+        path = args.out / f"{options.device.type}.jsonl"
+        limits = Limits(args.time_limit, args.case_limit)
+        if args.survive:
+            code, finished = survive(path, limits)
+            if finished or code == USAGE:
+                return code
+        else:
+            torch.set_num_threads(options.threads)
+            journal = Journal(path, "resume" if args.resume else "new")
+            journal.machine(introduced(options))
+            with empty_compile_cache():
+                if not run(args.names or available(), options, journal, limits):
+                    return LOST
+            journal.finish()
+        results, state = report.load(path)
+    if path.suffix == ".jsonl":
+        print("written:", *written(results, state, path))
     print(report.format_summary(results))
     try:
-        for path in args.markdown:
-            report.update_document(path, report.markdown(results, state))
+        for document in args.markdown:
+            report.update_document(document, report.markdown(results, state))
     except (OSError, ValueError) as error:
         p.error(f"--markdown: {error}")
-    return 0 if all(result.agrees for result in results) else 1
+    return code or (0 if all(result.agrees for result in results) else 1)
+
+
+def introduced(options: Options) -> dict[str, Any]:
+    """The state of the machine, printed."""
+    state = machine.state(options)
+    print("  ".join(f"{key}={value}" for key, value in state.items() if value is not None))
+    if note := machine.warning(state):
+        print(note, file=sys.stderr)
+    print(flush=True)
+    return state
+
+
+def written(results: Sequence[Result], state: dict[str, Any], journal: Path) -> list[Path]:
+    """The tables and the picture beside a journal, made anew."""
+    files = report.save(results, state, journal.parent, journal.stem)
+    picture = journal.with_suffix(".png")
+    return [*files, picture] if plots.draw(results, state, picture) else files
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ operation does, and torch.compile at its best (static shapes, nothing left over 
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["compiled", "peer"]
+from .timing import Case, Contender, Options, forward_backward
+
+__all__ = ["compiled", "differentiable_call", "leaves", "peer"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,10 +27,43 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def peer(name: str) -> ModuleType | None:
-    """The module of another library, or None, said once, where it is not installed."""
+    """The module of another library, or None, said once, where it or what it needs is not installed.
+
+    Raises:
+        ImportError: it is a part of genfast that is not there.
+    """
     try:
         return importlib.import_module(name)
-    except ImportError:
-        library = name.split(".", 1)[0]
+    except ImportError as error:
+        missing = error.name or getattr(error.__cause__, "name", None) or name
+        library = missing.split(".", 1)[0]
+        if library in {"genfast", "benchmarks"}:
+            raise
         print(f"{library} is not installed and is left out (pip install 'genfast[bench]')", file=sys.stderr)
         return None
+
+
+def leaves(options: Options, *shapes: tuple[int, ...], scale: float = 1.0) -> list[torch.Tensor]:
+    """Normal tensors that require gradients."""
+    generator = options.generator()
+    made = [scale * torch.randn(*shape, device=options.device, generator=generator) for shape in shapes]
+    return [t.requires_grad_() for t in made]
+
+
+def differentiable_call(
+    options: Options,
+    op: str,
+    label: str,
+    ours: Callable[..., Sequence[torch.Tensor]],
+    theirs: Callable[..., Sequence[torch.Tensor]],
+    inputs: Sequence[torch.Tensor],
+    target: float | None = None,
+) -> Case:
+    """Forward and backward of a small call with given cotangents; the target is that of a CPU."""
+    generator = options.generator().manual_seed(options.seed + 1)
+    grads = [torch.randn(t.shape, device=options.device, generator=generator) for t in theirs(*inputs)]
+    contenders = [
+        Contender("genfast", forward_backward(ours, inputs, grads)),
+        Contender("eager", forward_backward(theirs, inputs, grads), target=None if options.cuda else target),
+    ]
+    return Case(op, f"{label}, forward+backward", contenders, small=True)

@@ -6,7 +6,7 @@ import torch
 
 from genfast import ops
 
-from .baselines import compiled
+from .baselines import compiled, differentiable_call, leaves
 from .floor import TRANSCENDENTAL_FLOPS
 from .timing import Case, Contender, Options, forward_backward
 
@@ -56,3 +56,9 @@ def cases(options: Options) -> Iterator[Case]:
         flops=(2 * TRANSCENDENTAL_FLOPS + 8) * elements,
         inputs=inputs,
     )
+
+
+def calls(options: Options) -> Iterator[Case]:
+    """4 x 8 numbers."""
+    inputs = leaves(options, (4, 8), (4, 8), (4, 8), scale=0.5)
+    yield differentiable_call(options, "affine_coupling", "4 x 8", ops.affine_coupling, eager, inputs, 1.2)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import torch
+from torch.nn import functional
 
 from genfast import ops
 from genfast.reference import planar as reference
 
-from .baselines import compiled
+from .baselines import compiled, differentiable_call, leaves
 from .floor import TRANSCENDENTAL_FLOPS
 from .timing import Case, Contender, Options, forward_backward
 
@@ -59,3 +60,18 @@ def cases(options: Options) -> Iterator[Case]:
             flops=rows * layers * (4 * dim + 10 * dim + 3 * TRANSCENDENTAL_FLOPS),
             inputs=inputs,
         )
+
+
+def eager_layer(
+    z: torch.Tensor, w: torch.Tensor, u: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A single layer as one writes it, w and u `[1, D]`, b `[1]`."""
+    h = torch.tanh(functional.linear(z, w, b))
+    return torch.addmm(z, h, u), torch.log(torch.abs(1 + (1 - h * h) * (w * u).sum())).squeeze(-1)
+
+
+def calls(options: Options) -> Iterator[Case]:
+    """One layer over 4 x 2 numbers."""
+    z, w, u, b = leaves(options, (4, 2), (1, 2), (1, 2), (1,))
+    u = ops.planar_constrain_u(w, u).detach().requires_grad_()
+    yield differentiable_call(options, "planar_flow", "K=1, 4 x 2", ops.planar_flow, eager_layer, [z, w, u, b], 1.2)

@@ -1,4 +1,7 @@
-"""The rational-quadratic spline against nflows (forward, forward+backward, inverse) and zuko."""
+"""The rational-quadratic spline against nflows (forward, forward+backward, inverse) and zuko.
+
+Where nflows is not installed, the reference takes its place.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,8 +10,9 @@ from types import ModuleType
 import torch
 
 from genfast import ops
+from genfast.reference.rq_spline import rational_quadratic_spline as reference
 
-from .baselines import compiled, peer
+from .baselines import compiled, differentiable_call, leaves, peer
 from .floor import TRANSCENDENTAL_FLOPS
 from .timing import Case, Contender, Options, forward_backward
 
@@ -40,8 +44,9 @@ def data(options: Options, elements: int) -> list[torch.Tensor]:
     return [randn(elements) * 1.5, randn(elements, BINS), randn(elements, BINS), randn(elements, BINS - 1)]
 
 
-def nflows_cases(options: Options, nflows: ModuleType, elements: int) -> Iterator[Case]:
-    """The three passes with nflows' conventions, which are ours."""
+def nflows_cases(options: Options, nflows: ModuleType | None, elements: int) -> Iterator[Case]:
+    """The three passes with nflows' conventions, which are ours; against the reference where nflows is missing."""
+    rival = "eager" if nflows is None else "nflows"
     target = {"forward": 25.0, "forward+backward": 15.0, "inverse": 20.0}
     inputs = data(options, elements)
     generator = options.generator()
@@ -56,11 +61,13 @@ def nflows_cases(options: Options, nflows: ModuleType, elements: int) -> Iterato
             return ops.rational_quadratic_spline(x, w, h, d, bound=3.0, inverse=inv)
 
         def theirs(x: torch.Tensor, w: torch.Tensor, h: torch.Tensor, d: torch.Tensor, inv: bool = inverse) -> Tensors:
+            if nflows is None:
+                return reference(x, w, h, d, bound=3.0, inverse=inv)
             return nflows.unconstrained_rational_quadratic_spline(x, w, h, d, inverse=inv, tail_bound=3.0)
 
         contenders: list[Contender] = []
         held: list[torch.Tensor] = []
-        for who, function in (("genfast", ours), ("nflows", theirs)):
+        for who, function in (("genfast", ours), (rival, theirs)):
             leaves = [t.clone().requires_grad_(backward) for t in inputs]
             held += leaves
 
@@ -71,7 +78,7 @@ def nflows_cases(options: Options, nflows: ModuleType, elements: int) -> Iterato
                 Contender(
                     who,
                     forward_backward(function, leaves, grads) if backward else forward,
-                    target=target[name] if who == "nflows" and not options.cuda else None,
+                    target=target[name] if who == rival and not options.cuda else None,
                     forward=forward if backward else None,
                 )
             )
@@ -136,8 +143,14 @@ def cases(options: Options) -> Iterator[Case]:
     """65,536 elements on a CPU, 2^20 on a GPU."""
     elements = 1 << 20 if options.cuda else 1 << 16
     nflows = peer("nflows.transforms.splines.rational_quadratic")
-    if nflows is not None:
-        yield from nflows_cases(options, nflows, elements)
+    yield from nflows_cases(options, nflows, elements)
     zuko = peer("zuko.transforms")
     if zuko is not None:
         yield zuko_case(options, zuko, elements)
+
+
+def calls(options: Options) -> Iterator[Case]:
+    """4 x 8 numbers, 8 bins, against the reference."""
+    inputs = leaves(options, (4, 8), (4, 8, BINS), (4, 8, BINS), (4, 8, BINS - 1))
+    function = ops.rational_quadratic_spline
+    yield differentiable_call(options, "rational_quadratic_spline", "4 x 8, 8 bins", function, reference, inputs)

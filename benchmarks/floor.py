@@ -9,7 +9,7 @@ import statistics
 
 import torch
 
-from .timing import Options, timer_for
+from .timers import timer_for
 
 __all__ = ["TRANSCENDENTAL_FLOPS", "copy_rate", "flop_rate"]
 
@@ -17,15 +17,10 @@ TRANSCENDENTAL_FLOPS = 20
 """Operations counted for one exp, log or tanh in float32: about ten fused multiply-adds of a polynomial."""
 
 
-def copy_rate(nbytes: int, options: Options) -> float:
+def copy_rate(nbytes: int, device: torch.device, threads: int) -> float:
     """Bytes read and written a second by a copy that moves about `nbytes` in all."""
     size = 1 << max(12, (max(nbytes, 2) - 1).bit_length())
-    return _copy_rate(size, options.device, options.threads)
-
-
-def flop_rate(options: Options) -> float:
-    """Float32 operations a second of a large matrix product, a fused multiply-add counted as two."""
-    return _flop_rate(options.device, options.threads)
+    return _copy_rate(size, device, threads)
 
 
 @functools.cache
@@ -39,7 +34,8 @@ def _copy_rate(size: int, device: torch.device, threads: int) -> float:
 
 
 @functools.cache
-def _flop_rate(device: torch.device, threads: int) -> float:
+def flop_rate(device: torch.device, threads: int) -> float:
+    """Float32 operations a second of a large matrix product, a fused multiply-add counted as two."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.ones(n, n, device=device)
     out = torch.empty_like(a)

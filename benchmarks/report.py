@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .timing import Quartiles, Result, Row
+from .journal import Journal
+from .timing import RAISED, Quartiles, Result, Row
 
 __all__ = ["BEGIN", "END", "format_case", "format_summary", "load", "markdown", "save", "update_document"]
 
@@ -88,6 +89,8 @@ def _cells(result: Result, row: Row) -> list[str]:
 
 def format_case(result: Result) -> str:
     """One case as text, a line a contender."""
+    if result.problem:
+        return f"{result.op}: {result.label}\n  NOT MEASURED: {result.problem}\n"
     lines = [COLUMNS, *(_cells(result, row) for row in result.rows)]
     used = [i for i in range(len(COLUMNS)) if any(line[i] for line in lines[1:])]
     widths = {i: max(len(line[i]) for line in lines) for i in used}
@@ -107,13 +110,15 @@ def format_summary(results: Sequence[Result]) -> str:
         if row.speedup and row.target and row.speedup.median < row.target:
             ratio = f"{times(row.speedup.median)} of {times(row.target)}"
             lines.append(f"  missed: {result.op} {result.label}: {ratio} vs {row.name}")
+    lines += [f"  NOT MEASURED: {r.op} {r.label}: {r.problem}" for r in results if r.problem]
     for result, row in pairs:
         if row.saved_target is not None and not _saved_reached(row, result.rows[0]):
             lines.append(f"  missed: {result.op} {result.label}: saved bytes vs {row.name}")
         if row.speedup and row.speedup.median < 1.0:
             lines.append(f"  slower: {result.op} {result.label}: {row.name} is faster than genfast")
         if row.problem:
-            lines.append(f"  DISAGREES: {result.op} {result.label}: {row.name}: {row.problem}")
+            what = "FAILED" if row.problem.startswith(RAISED) else "DISAGREES"
+            lines.append(f"  {what}: {result.op} {result.label}: {row.name}: {row.problem}")
     return "\n".join(lines)
 
 
@@ -152,24 +157,18 @@ def save(results: Sequence[Result], machine: dict[str, Any], folder: Path, stem:
                     + ([r.median, r.low, r.high] if r else ["", "", ""])
                     + [row.target, row.saved, result.floor, row.problem]
                 )
+            if result.problem:
+                writer.writerow([result.op, result.label, *[""] * 11, result.problem])
     return [json_path, csv_path]
 
 
 def load(path: Path) -> tuple[list[Result], dict[str, Any]]:
-    """Reads what `save` wrote as JSON."""
+    """Reads what `save` wrote as JSON, or the journal of a run, finished or not."""
+    if path.suffix == ".jsonl":
+        journal = Journal(path, "read")
+        return journal.results(), journal.state
     document = json.loads(path.read_text(encoding="utf-8"))
-
-    def quartiles(value: dict[str, float] | None) -> Quartiles | None:
-        return None if value is None else Quartiles(**value)
-
-    results = []
-    for result in document["results"]:
-        rows = [
-            Row(**{**row, "seconds": quartiles(row["seconds"]), "speedup": quartiles(row["speedup"])})
-            for row in result["rows"]
-        ]
-        results.append(Result(**{**result, "rows": rows}))
-    return results, document["machine"]
+    return [Result.of(result) for result in document["results"]], document["machine"]
 
 
 def markdown(results: Sequence[Result], machine: dict[str, Any]) -> str:
@@ -184,9 +183,9 @@ def markdown(results: Sequence[Result], machine: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        ours = result.rows[0]
-        if ours.seconds is None:
+        if not result.rows or result.rows[0].seconds is None:
             continue
+        ours = result.rows[0]
         floor = f"{ours.seconds.median / result.floor:.1f}" if result.floor else ""
         for row in result.rows[1:]:
             if row.seconds is None or row.speedup is None:

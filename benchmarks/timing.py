@@ -6,7 +6,8 @@ What makes a comparison fair, and is done here for every case:
 - All run in one process on equal threads, after a warm-up, interleaved: a round measures each contender once, and the
   order rotates from round to round. A busy moment of the machine so hits all of them.
 - Reported are medians with quartiles. A ratio is taken within a round, and the median of those ratios reported.
-- On CUDA, events time the device, and a write larger than the L2 cache precedes each measured call.
+- On CUDA, events time the device, and a write larger than the L2 cache precedes each measured call; small calls, where
+  the host is what takes time, are timed by its clock.
 - The first call, where compilers and caches do their work, is timed apart.
 """
 
@@ -16,12 +17,19 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from .floor import copy_rate, flop_rate
 from .memory import saved_bytes
+from .timers import Timer, timer_for
 
-__all__ = ["Case", "Contender", "Options", "Quartiles", "Result", "Row", "forward_backward", "measure", "timer_for"]
+__all__ = ["RAISED", "Case", "Contender", "Options", "Quartiles", "Result", "Row", "forward_backward", "measure"]
+
+
+RAISED = "raised "
+"""How the problem of a contender begins that raised an error instead of returning something else."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Contender:
     saved_target: genfast is meant to keep at most 1 / saved_target of this contender's bytes.
     once: too slow to repeat (a whole training run): measured with one call a round, and few rounds.
     prepare: called, untimed, before every measurement; needs `once`.
+    compared: returns the tensors by which the contenders are compared where one run is too random to.
     """
 
     name: str
@@ -82,6 +91,7 @@ class Contender:
     saved_target: float | None = None
     once: bool = False
     prepare: Callable[[], object] | None = None
+    compared: Callable[[], Sequence[torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Case:
 
     op, label: the name of the function and the size and direction of the work, for people.
     bytes_moved, flops: the least that any implementation must move and compute; 0 where not stated.
+    small: what counts is the whole cost of a call, so a measurement is many calls in a row, by the host's clock.
     tolerance: largest allowed difference of two outputs, relative to the largest magnitude of the output.
     compare: replaces that comparison where outputs are random: takes the outputs of genfast's contender and of
         another, returns what is wrong, or "" where they agree.
@@ -101,6 +112,7 @@ class Case:
     contenders: Sequence[Contender]
     bytes_moved: int = 0
     flops: int = 0
+    small: bool = False
     tolerance: float = 1e-4
     compare: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], str] | None = None
     inputs: Sequence[torch.Tensor] = ()
@@ -139,7 +151,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one case. floor is the time below which no implementation gets on this machine."""
+    """What was measured of one case.
+
+    floor is the time below which no implementation gets on this machine; problem is why there are no rows.
+    """
 
     op: str
     label: str
@@ -147,11 +162,25 @@ class Result:
     rounds: int = 0
     floor: float | None = None
     floor_kind: str = ""
+    problem: str = ""
 
     @property
     def agrees(self) -> bool:
-        """Whether all contenders returned the same."""
-        return not any(row.problem for row in self.rows)
+        """Whether all contenders were measured and returned the same."""
+        return not self.problem and not any(row.problem for row in self.rows)
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> "Result":
+        """The result that `dataclasses.asdict` made this of."""
+
+        def quartiles(value: dict[str, float] | None) -> Quartiles | None:
+            return None if value is None else Quartiles(**value)
+
+        rows = [
+            Row(**{**row, "seconds": quartiles(row["seconds"]), "speedup": quartiles(row["speedup"])})
+            for row in document["rows"]
+        ]
+        return cls(**{**document, "rows": rows})
 
 
 def forward_backward(
@@ -167,50 +196,6 @@ def forward_backward(
         return (*(t.detach() for t in outputs), *torch.autograd.grad(outputs, wanted, grads))
 
     return run
-
-
-class CpuTimer:
-    """Wall-clock time of a number of calls."""
-
-    def __call__(self, run: Callable[[], object], repeats: int) -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        return (time.perf_counter() - start) / repeats
-
-    def wait(self) -> None:
-        """Nothing runs behind our back on a CPU."""
-
-
-class CudaTimer:
-    """Device time of a number of calls, each with a cold L2 cache."""
-
-    def __init__(self, device: torch.device) -> None:
-        size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 64 << 20)
-        self._flush = torch.empty(size, dtype=torch.uint8, device=device)
-
-    def __call__(self, run: Callable[[], object], repeats: int) -> float:
-        events = []
-        for _ in range(repeats):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            self._flush.zero_()
-            start.record()
-            run()
-            end.record()
-            events.append((start, end))
-        self.wait()
-        return statistics.median(start.elapsed_time(end) for start, end in events) * 1e-3
-
-    def wait(self) -> None:
-        torch.cuda.synchronize(self._flush.device)
-
-
-Timer = CpuTimer | CudaTimer
-
-
-def timer_for(device: torch.device) -> Timer:
-    """The timer of a device."""
-    return CudaTimer(device) if device.type == "cuda" else CpuTimer()
 
 
 def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], tolerance: float) -> str:
@@ -230,43 +215,58 @@ def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], tol
     return ""
 
 
-def first_calls(case: Case, timer: Timer) -> tuple[list[Row], bool]:
-    """Calls each contender for the first time, and compares what they return."""
+def first_calls(case: Case, timer: Timer) -> list[Row]:
+    """Calls each contender for the first time, and compares what they return. A rival that raises has a problem."""
     rows: list[Row] = []
     ours: Sequence[torch.Tensor] = ()
     for contender in case.contenders:
-        if contender.prepare is not None:
-            contender.prepare()
-        start = time.perf_counter()
-        outputs = contender.run()
-        timer.wait()
-        seconds = time.perf_counter() - start
         problem = ""
-        if not rows:
-            ours = outputs
-        elif case.compare is not None:
-            problem = case.compare(ours, outputs)
-        else:
-            problem = difference(ours, outputs, case.tolerance)
+        start = time.perf_counter()
+        try:
+            if contender.prepare is not None:
+                contender.prepare()
+                start = time.perf_counter()
+            outputs = contender.run()
+            timer.wait()
+            seconds = time.perf_counter() - start
+            if contender.compared is not None:
+                outputs = contender.compared()
+            if not rows:
+                ours = outputs
+            else:
+                problem = (case.compare or _within(case.tolerance))(ours, outputs)
+        except Exception as error:
+            if not rows:
+                raise
+            seconds = time.perf_counter() - start
+            problem = " ".join(f"{RAISED}{type(error).__name__}: {error}".split())[:500]
         rows.append(Row(contender.name, seconds, problem=problem))
-    return rows, not any(row.problem for row in rows)
+    return rows
+
+
+def _within(tolerance: float) -> Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], str]:
+    return lambda ours, theirs: difference(ours, theirs, tolerance)
 
 
 def measure(case: Case, options: Options) -> Result:
-    """Compares, then times the contenders of one case."""
-    timer = timer_for(options.device)
-    rows, agree = first_calls(case, timer)
-    if not agree:
+    """Compares, then times the contenders of one case; those that raised are not timed."""
+    timer = timer_for(options.device, host=case.small)
+    rows = first_calls(case, timer)
+    if any(row.problem and not row.problem.startswith(RAISED) for row in rows):
         return Result(case.op, case.label, rows)
 
-    contenders = case.contenders
+    fit = [i for i, row in enumerate(rows) if not row.problem]
+    contenders = [case.contenders[i] for i in fit]
     repeats = []
     for contender in contenders:
         if contender.once:
             repeats.append(1)
             continue
         timer(contender.run, 3)
-        repeats.append(max(1, math.ceil(options.slice_seconds / timer(contender.run, 1))))
+        seconds = timer(contender.run, 1)
+        if seconds < options.slice_seconds / 20:
+            seconds = timer(contender.run, 20)  # a single short call says little
+        repeats.append(max(1, math.ceil(options.slice_seconds / seconds)))
 
     times: list[list[float]] = [[] for _ in contenders]
     min_rounds = 3 if any(contender.once for contender in contenders) else options.min_rounds
@@ -286,31 +286,27 @@ def measure(case: Case, options: Options) -> Result:
             if collecting:
                 gc.enable()
 
-    done = []
-    for contender, row, mine in zip(contenders, rows, times, strict=True):
+    for i, contender, mine in zip(fit, contenders, times, strict=True):
         speedup = Quartiles.of([t / ours for t, ours in zip(mine, times[0], strict=True)])
         saved = None if contender.forward is None else saved_bytes(contender.forward, case.inputs)
-        done.append(
-            Row(
-                contender.name,
-                row.first_call,
-                seconds=Quartiles.of(mine),
-                speedup=speedup if contender is not contenders[0] else None,
-                target=contender.target,
-                saved=saved,
-                saved_target=contender.saved_target,
-            )
+        rows[i] = Row(
+            contender.name,
+            rows[i].first_call,
+            seconds=Quartiles.of(mine),
+            speedup=speedup if i > 0 else None,
+            target=contender.target,
+            saved=saved,
+            saved_target=contender.saved_target,
         )
     floor, kind = _floor(case, options)
-    return Result(case.op, case.label, done, rounds=len(times[0]), floor=floor, floor_kind=kind)
+    return Result(case.op, case.label, rows, rounds=len(times[0]), floor=floor, floor_kind=kind)
 
 
 def _floor(case: Case, options: Options) -> tuple[float | None, str]:
-    from .floor import copy_rate, flop_rate  # floor measures with the timers of this file
-
+    machine = options.device, options.threads
     candidates = []
     if case.bytes_moved:
-        candidates.append((case.bytes_moved / copy_rate(case.bytes_moved, options), "memory"))
+        candidates.append((case.bytes_moved / copy_rate(case.bytes_moved, *machine), "memory"))
     if case.flops:
-        candidates.append((case.flops / flop_rate(options), "arithmetic"))
+        candidates.append((case.flops / flop_rate(*machine), "arithmetic"))
     return max(candidates, default=(None, ""), key=lambda pair: pair[0] or 0.0)

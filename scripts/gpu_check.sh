@@ -3,11 +3,13 @@
 #
 #   scripts/gpu_check.sh [--out DIR]
 #
-# builds the CUDA kernels for this GPU, runs the tests marked `cuda`, compute-sanitizer (memcheck and racecheck) on a
-# small case of every op, and the CUDA benchmarks. DIR (default benchmarks/results) gets gpu_check.log, gpu_check.json
-# and the benchmarks' cuda.json, cuda.csv and cuda.png. Prints a summary last; exits with 1 where something failed,
-# with 2 where nothing could be run. The Python is $PYTHON, else .venv's, else python3; it is not changed: the package
-# is installed into an environment of its own under build/gpu_check.
+# builds the CUDA kernels for this GPU, runs the CUDA benchmarks, then a small case of every op (noting which kernels
+# run), the other tests marked `cuda`, and compute-sanitizer (memcheck and racecheck) on the small cases. Each of these
+# gets a share of the time that is left. DIR (default benchmarks/results) gets the benchmarks' cuda.jsonl, written case
+# by case, with cuda.json, cuda.csv and cuda.png made of it, gpu_check.log and gpu_check.json. Prints a summary last;
+# exits with 1 where something failed, with 2 where nothing could be run. The Python is $PYTHON, else .venv's, else
+# python3; it is not changed: the package is installed into an environment of its own under build/gpu_check.
+# compute-sanitizer is found on the PATH or beside nvcc.
 set -uo pipefail
 
 fail() {
@@ -60,128 +62,27 @@ command -v nvcc >/dev/null || fail "no nvcc on the PATH or in /usr/local/cuda/bi
 for module in pip scikit_build_core pybind11 pytest; do
   "$parent" -c "import $module" 2>/dev/null || fail "the Python package $module is missing for $parent"
 done
+command -v cmake >/dev/null || "$parent" -c 'import cmake' 2>/dev/null || fail "no cmake on the PATH"
 
-work=build/gpu_check
-mkdir -p "$work"
-log=$out/gpu_check.log
-results=$work/phases.tsv
-: >"$log"
-: >"$results"
-echo "gpu_check: $gpu"
+# --- an environment that sees the packages of the parent, and gets genfast ---
 
-# --- phases ---
+work=$PWD/build/gpu_check
+mkdir -p "$work" || fail "cannot write to $work"
+rm -rf "$work/cmake" # a whole build, or its log does not list every kernel
+"$parent" -m venv --without-pip --system-site-packages --clear "$work/venv" || fail "python -m venv failed for $parent"
+packages=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+"$parent" -c 'import os, sys; print(*filter(os.path.isdir, sys.path[1:]), sep="\n")' >"$packages/parent.pth"
 
-total_limit=585
-failures=0
+# A copy of the sources, so that an extension which was built in place is neither used nor changed.
+source=$work/source
+rm -rf "$source"
+mkdir "$source"
+tar -cf - --exclude=./.git --exclude=./build --exclude='./.venv*' --exclude=./runs --exclude=./shared --exclude='*.so' \
+  --exclude=__pycache__ --exclude='./.*_cache' --exclude=./.hypothesis . | tar -xf - -C "$source" || fail "cannot copy the sources to $source"
+[ ! -e .git ] || ln -s "$PWD/.git" "$source/.git" # the benchmarks name the commit
+cd "$source" || fail "cannot enter $source"
 
-record() { # phase, outcome, seconds, detail
-  printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$results"
-  [ "$2" = passed ] || failures=$((failures + 1))
-  printf 'gpu_check: %-10s %-8s %4d s  %s\n' "$1" "$2" "$3" "$4"
-}
-
-# Runs a command with a time limit, its output into the log; keeps this phase's own output in $work/<phase>.log.
-phase() { # phase, limit in seconds, pattern of the line that says how it went, command...
-  local name=$1 limit=$2 pattern=$3 left=$((total_limit - SECONDS)) started=$SECONDS rc
-  shift 3
-  [ "$limit" -le "$left" ] || limit=$left
-  if [ "$limit" -lt 5 ]; then
-    record "$name" "not run" 0 "no time left of $total_limit s"
-    return 1
-  fi
-  printf '\n=== %s (limit %d s): %s\n' "$name" "$limit" "$*" >>"$log"
-  timeout --kill-after=5 "$limit" "$@" >"$work/$name.log" 2>&1
-  rc=$?
-  cat "$work/$name.log" >>"$log"
-  local detail
-  detail=$(grep -aE "$pattern" "$work/$name.log" | tail -n 1)
-  if [ $rc -eq 0 ]; then
-    record "$name" passed $((SECONDS - started)) "$detail"
-    return 0
-  elif [ $rc -eq 124 ] || [ $rc -eq 137 ]; then
-    record "$name" "timed out" $((SECONDS - started)) "after $limit s; $detail"
-  else
-    record "$name" failed $((SECONDS - started)) "exit code $rc; $detail"
-  fi
-  return 1
-}
-
-# An environment that sees the packages of the parent, and gets genfast.
-make_environment() {
-  "$parent" -m venv --without-pip --system-site-packages --clear "$work/venv" || return
-  local packages
-  packages=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || return
-  "$parent" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' >"$packages/parent.pth"
-}
-
-build() {
-  rm -rf "$work/cmake" # a whole build, or its log does not list every kernel
-  make_environment || return
-  "$work/venv/bin/python" -m pip install --no-build-isolation --no-deps -v --disable-pip-version-check \
-    -C build-dir="$work/cmake" -C cmake.define.GENFAST_CUDA=ON \
-    -C cmake.define.GENFAST_CUDA_ARCHS="${GENFAST_CUDA_ARCHS:-native}" -e . || return
-  "$work/venv/bin/python" -m genfast info
-}
-
-# A run in which every test was skipped has checked nothing.
-run_tests() {
-  local parallel=()
-  "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 4)
-  "$python" -m pytest -m cuda -q -p no:cacheprovider "${parallel[@]}" tests | tee "$work/pytest.out"
-  local rc=${PIPESTATUS[0]}
-  [ "$rc" -ne 0 ] || grep -qE '[1-9][0-9]* passed' "$work/pytest.out" || rc=1
-  return "$rc"
-}
-
-# Without torch's cache each tensor is an allocation of its own, so that a step past its end is seen.
-sanitize() { # tool
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --error-exitcode 9 --report-api-errors no \
-    "$python" -m pytest -m cuda -k "float32 or bfloat16" -q -p no:cacheprovider -p no:xdist tests/test_small_cases.py |
-    tee "$work/$1.out"
-  local rc=${PIPESTATUS[0]}
-  [ "$rc" -ne 0 ] || grep -qE '[1-9][0-9]* passed' "$work/$1.out" || rc=1
-  return "$rc"
-}
-
-# `timeout` starts programs, not functions.
-export work parent python=$PWD/$work/venv/bin/python sanitizer
 PATH=$PATH:$(dirname "$(readlink -f "$(command -v nvcc)")")
-sanitizer=$(command -v compute-sanitizer)
-export -f make_environment build run_tests sanitize
-
-if phase build 300 '^(CUDA kernels|ERROR|.*error:)' bash -c build; then
-  phase spills 20 'kernels, ' "$python" scripts/cuda_report.py --log "$work/build.log" --out "$work/kernels.json"
-  phase tests 150 '(passed|failed|skipped|error)' bash -c run_tests
-  if [ -n "$sanitizer" ]; then
-    phase memcheck 110 '(ERROR SUMMARY|passed|failed)' bash -c 'sanitize memcheck'
-    phase racecheck 110 '(RACECHECK SUMMARY|passed|failed)' bash -c 'sanitize racecheck'
-  else
-    record sanitizer "not run" 0 "no compute-sanitizer beside nvcc or on the PATH"
-  fi
-  phase benchmarks 200 '(written:|rror)' \
-    "$python" -m benchmarks --device cuda --quick --no-compile --out "$out"
-else
-  tail -n 25 "$work/build.log" >&2
-fi
-
-# --- summary ---
-
-"$parent" - "$results" "$work/kernels.json" "$out/gpu_check.json" "$gpu" "$SECONDS" <<'PY' || failures=$((failures + 1))
-import json, pathlib, sys
-phases, kernels, target, gpu, seconds = sys.argv[1:]
-rows = [line.split("\t") for line in pathlib.Path(phases).read_text().splitlines()]
-kernels = pathlib.Path(kernels)
-pathlib.Path(target).write_text(json.dumps({
-    "machine": gpu,
-    "seconds": int(seconds),
-    "phases": [dict(zip(("phase", "outcome", "seconds", "detail"), row)) for row in rows],
-    "kernels": json.loads(kernels.read_text()) if kernels.exists() else [],
-}, indent=1) + "\n")
-PY
-
-if [ $failures -eq 0 ]; then
-  echo "gpu_check: everything passed on $gpu in $SECONDS s; results in $out"
-else
-  echo "gpu_check: $failures phase(s) failed on $gpu; see $log"
-  exit 1
-fi
+export PATH CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
+exec "$parent" scripts/gpu_check.py --python "$work/venv/bin/python" --work "$work" --out "$out" --gpu "$gpu" \
+  --started $((EPOCHSECONDS - SECONDS))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import plots, report
+from benchmarks import plots, report, runner
 from benchmarks.timing import Quartiles, Result, Row
 
 MACHINE = {
@@ -139,7 +139,7 @@ def test_first_calls_meet_an_empty_compile_cache(before, monkeypatch):
     monkeypatch.delenv(name, raising=False)
     if before is not None:
         monkeypatch.setenv(name, before)
-    with command.empty_compile_cache():
+    with runner.empty_compile_cache():
         folder = Path(os.environ[name])
         assert folder.is_dir()
         assert not list(folder.iterdir())

@@ -1,12 +1,14 @@
+import dataclasses
 import time
 
 import pytest
 import torch
 
-from benchmarks import timing
+from benchmarks import baselines, bench_calls, bench_rbm, timing
 from benchmarks.floor import copy_rate, flop_rate
 from benchmarks.memory import saved_bytes
-from benchmarks.timing import Case, Contender, CpuTimer, Options, Quartiles, forward_backward, measure
+from benchmarks.timers import CpuTimer
+from benchmarks.timing import Case, Contender, Options, Quartiles, forward_backward, measure
 
 QUICK = Options(threads=1, quick=True)
 
@@ -35,7 +37,7 @@ def clock(monkeypatch):
         def wait(self):
             pass
 
-    monkeypatch.setattr(timing, "timer_for", lambda _: Timer())
+    monkeypatch.setattr(timing, "timer_for", lambda _, host: Timer())
 
 
 @pytest.mark.usefixtures("clock")
@@ -131,7 +133,8 @@ def test_floor_is_the_slower_of_memory_and_arithmetic():
     contenders = [Contender("genfast", Work(0.001)), Contender("eager", Work(0.001))]
     nbytes, flops = 1 << 22, 1 << 20
     result = measure(Case("op", "label", contenders, bytes_moved=nbytes, flops=flops), QUICK)
-    expected = max(nbytes / copy_rate(nbytes, QUICK), flops / flop_rate(QUICK))
+    machine = QUICK.device, QUICK.threads
+    expected = max(nbytes / copy_rate(nbytes, *machine), flops / flop_rate(*machine))
     assert result.floor == pytest.approx(expected)
     assert result.floor_kind in {"memory", "arithmetic"}
     assert measure(Case("op", "label", contenders), QUICK).floor is None
@@ -146,3 +149,52 @@ def test_preparation_precedes_every_measurement():
     result = measure(Case("op", "label", contenders), QUICK)
     assert result.agrees
     assert not ready
+
+
+def test_small_calls_agree_with_what_they_replace(monkeypatch):
+    monkeypatch.setattr(bench_rbm, "REPEATS", 50)
+    torch.set_num_threads(1)
+    found = list(bench_calls.cases(QUICK))
+    assert {case.op for case in found} >= {"affine_coupling", "planar_flow", "rbm_gibbs", "RBM training"}
+    for case in found:
+        assert case.small
+        assert not any(row.problem for row in timing.first_calls(case, CpuTimer())), case.op
+    other = next(case for case in found if case.op == "RBM training")
+    wrong = dataclasses.replace(
+        other.contenders[1], compared=lambda: [g + 0.2 for g in other.contenders[0].compared()]
+    )  # fmt: skip
+    rows = timing.first_calls(dataclasses.replace(other, contenders=[other.contenders[0], wrong]), CpuTimer())
+    assert "gradient of W: differs" in rows[1].problem
+
+
+def test_a_short_call_is_timed_over_many(monkeypatch):
+    """The number of calls a measurement comes from twenty, where one takes too little to tell."""
+    asked = []
+
+    class Timer:
+        def __call__(self, run, repeats):
+            asked.append(repeats)
+            return 1e-6 if repeats == 1 else 1e-4
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(timing, "timer_for", lambda _, host: Timer() if host else None)
+    work = [Contender("genfast", Work(1.0)), Contender("eager", Work(1.0))]
+    measure(Case("op", "label", work, small=True), QUICK)
+    assert asked[:6] == [3, 1, 20, 3, 1, 20]
+    assert set(asked[6:]) == {round(QUICK.slice_seconds / 1e-4)}
+
+
+def test_what_is_not_installed_is_named(capsys, monkeypatch):
+    assert baselines.peer("no_such_library.part") is None
+    assert "no_such_library is not installed and is left out" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError, match=r"genfast\.no_such_part"):
+        baselines.peer("genfast.no_such_part")
+
+    def needs_another(name):
+        raise ImportError("needs it") from ModuleNotFoundError("no", name="lightning_fabric")
+
+    monkeypatch.setattr(baselines.importlib, "import_module", needs_another)
+    assert baselines.peer("genfast.cli") is None
+    assert "lightning_fabric is not installed" in capsys.readouterr().err

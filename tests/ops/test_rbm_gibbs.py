@@ -407,7 +407,6 @@ def test_opcheck(native):
         torch.library.opcheck(func, args)
 
 
-@pytest.mark.slow
 def test_compile(native):
     parameters = machine(9, 7)
     torch._dynamo.reset()
