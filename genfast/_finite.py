@@ -1,4 +1,4 @@
-"""The check that training has not left the finite numbers."""
+"""The check that training has not left the numbers that it can work with."""
 
 import math
 
@@ -6,8 +6,18 @@ import torch
 from torch import nn
 
 
-class NonFiniteError(FloatingPointError):
+class DivergenceError(FloatingPointError):
+    """Training left its start for numbers that mean nothing; the message names the step and the number."""
+
+
+class NonFiniteError(DivergenceError):
     """A loss or a parameter became NaN or infinite; the message names the step and the parameter."""
+
+
+def parameter_norm(module: nn.Module) -> float:
+    """The Euclidean norm of all parameters of `module` together; not finite where one of them is not (or past 1e19)."""
+    parameters = [p.detach() for p in module.parameters()]
+    return float(torch.nn.utils.get_total_norm(parameters)) if parameters else 0.0
 
 
 def describe_nonfinite(module: nn.Module) -> str:
@@ -23,6 +33,8 @@ def describe_nonfinite(module: nn.Module) -> str:
 def check_finite(module: nn.Module, *, step: int | None = None, loss: float | None = None) -> None:
     """Raise where the loss or a parameter of `module` is NaN or infinite.
 
+    One norm over all parameters and one synchronisation; only a fault is looked at closer.
+
     Args:
         module: its parameters are checked.
         step: the training step that the message names.
@@ -35,7 +47,7 @@ def check_finite(module: nn.Module, *, step: int | None = None, loss: float | No
         >>> check_finite(torch.nn.Linear(2, 1), step=10, loss=0.5)
     """
     bad_loss = loss is not None and not math.isfinite(loss)
-    fault = describe_nonfinite(module)
+    fault = "" if math.isfinite(parameter_norm(module)) else describe_nonfinite(module)
     if not bad_loss and not fault:
         return
     where = "" if step is None else f"step {step}: "

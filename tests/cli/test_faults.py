@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from genfast._errors import WriteError
 from genfast.cli import entry, files
-from genfast.cli.errors import CommandError
+from genfast.training import files
+from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
+from genfast.training.metrics import METRICS
 from tests.cli.conftest import start
 
 QUICK = ("--hidden", 8, "--steps", 4, "--batch-size", 16, "--device", "cpu")
@@ -155,7 +158,7 @@ def damage(path, how):
 @pytest.mark.parametrize("how", ["cut", "empty", "text", "flip"])
 @pytest.mark.parametrize("command", ["resume", "sample"])
 def test_broken_checkpoints(run, finished, how, command):
-    path = finished / files.CHECKPOINT
+    path = finished / CHECKPOINT
     damage(path, how)
     before = path.read_bytes()
     result = run("sample", finished) if command == "sample" else run("train", "rbm", "--resume", "--out", finished)
@@ -168,14 +171,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(run, finished, tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
-    torch.save({"format": 1, "config": Evil()}, finished / files.CHECKPOINT)
+    torch.save({"format": 1, "config": Evil()}, finished / CHECKPOINT)
     refused(run("sample", finished), "broken or no checkpoint")
     assert not (tmp_path / "owned").exists()
 
 
 def test_checkpoints_of_another_kind(run, finished):
-    path = finished / files.CHECKPOINT
-    good = files.load_checkpoint(path)
+    path = finished / CHECKPOINT
+    good = load_checkpoint(path)
     torch.save({"weights": torch.zeros(3)}, path)
     refused(run("sample", finished), "no checkpoint of genfast train")
     torch.save({**good, "format": 99}, path)
@@ -214,9 +217,9 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_checkpoint(run, tmp_p
         "the loss is not finite",
         "lower --lr",
     )
-    path = tmp_path / files.CHECKPOINT
+    path = tmp_path / CHECKPOINT
     if path.exists():
-        assert all(bool(p.isfinite().all()) for p in files.load_checkpoint(path)["model"].values())
+        assert all(bool(p.isfinite().all()) for p in load_checkpoint(path)["model"].values())
 
 
 def test_atomic_write_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
@@ -227,7 +230,7 @@ def test_atomic_write_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CommandError, match=r"cannot write .*file: No space left on device"):
+    with pytest.raises(WriteError, match=r"cannot write .*file: No space left on device"):
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -242,8 +245,8 @@ def test_a_disk_without_room(tmp_path):
     """No file may grow past 8,000 bytes, and the checkpoint would: what a full disk does, but for the number."""
     process = start("train", "rbm", *QUICK, "--hidden", 64, "--out", tmp_path, preexec_fn=_small_files)
     _, err = process.communicate(timeout=120)
-    refused((process.returncode, "", err), f"cannot write {tmp_path / files.CHECKPOINT}: File too large")
-    assert not (tmp_path / files.CHECKPOINT).exists()
+    refused((process.returncode, "", err), f"cannot write {tmp_path / CHECKPOINT}: File too large")
+    assert not (tmp_path / CHECKPOINT).exists()
     assert not list(tmp_path.glob(".*"))
 
 
@@ -253,7 +256,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(run, tmp_path, number):
     folder = tmp_path / "run"
     process = start(*options, "--steps", 1000000, "--out", folder)
     deadline = time.monotonic() + 90
-    while not (folder / files.METRICS).exists() or (folder / files.METRICS).stat().st_size == 0:
+    while not (folder / METRICS).exists() or (folder / METRICS).stat().st_size == 0:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -263,20 +266,20 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(run, tmp_path, number):
     assert f"stopped by {number.name} after step" in err
     assert "--resume goes on" in err
     assert "Traceback" not in err
-    saved = files.load_checkpoint(folder / files.CHECKPOINT)
-    for line in (folder / files.METRICS).read_text().splitlines():
+    saved = load_checkpoint(folder / CHECKPOINT)
+    for line in (folder / METRICS).read_text().splitlines():
         json.loads(line)
-    steps = saved["step"] + 7
+    steps = saved.step + 7
     threads = torch.get_num_threads()
     try:
         assert run("train", "rbm", "--resume", "--steps", steps, "--threads", 1, "--out", folder)[0] == 0
         assert run(*options, "--steps", steps, "--out", tmp_path / "whole")[0] == 0
     finally:
         torch.set_num_threads(threads)
-    got, want = (files.load_checkpoint(f / files.CHECKPOINT) for f in (folder, tmp_path / "whole"))
-    assert got["step"] == steps
-    for name, value in want["model"].items():
-        assert torch.equal(got["model"][name], value), name
+    got, want = (load_checkpoint(f / CHECKPOINT) for f in (folder, tmp_path / "whole"))
+    assert got.step == steps
+    for name, value in want.model.items():
+        assert torch.equal(got.model[name], value), name
 
 
 def test_a_missing_extra_says_how_to_install_it(run, tmp_path, monkeypatch):
