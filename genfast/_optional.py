@@ -8,6 +8,10 @@ class MissingPackageError(ImportError):
     """A package of an optional extra is not installed; the message says how to get it."""
 
 
+_PACKAGES = {"sklearn": "scikit-learn", "lightning_fabric": "lightning-fabric", "PIL": "pillow"}
+"""Names of packages that are not those of their modules."""
+
+
 def require(module: str, purpose: str, *, extra: str = "train") -> Any:
     """Import `module`, or say how to install it.
 
@@ -19,7 +23,9 @@ def require(module: str, purpose: str, *, extra: str = "train") -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise
-        package = {"sklearn": "scikit-learn", "lightning_fabric": "lightning-fabric"}.get(error.name, error.name)
+        package = {"sklearn": "scikit-learn", "lightning_fabric": "lightning-fabric", "PIL": "pillow"}.get(
+            error.name, error.name
+        )
         raise MissingPackageError(
             f"{purpose} needs {package}, which is not installed; run: pip install 'genfast[{extra}]'"
         ) from error

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from genfast import data
-
-pooch = pytest.importorskip("pooch")
-pytest.importorskip("sklearn")
+from genfast.data import _images
 
 MNIST = Path(os.environ.get("GENFAST_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -46,11 +44,12 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.delenv("GENFAST_DATA_DIR", raising=False)
     monkeypatch.setenv("GENFAST_CACHE_DIR", str(tmp_path / "cache"))
     dead = "http://127.0.0.1:9/"
-    monkeypatch.setattr(data, "_MIRRORS", {"mnist": (dead, dead), "fashion-mnist": (dead,)})
+    monkeypatch.setattr(_images, "_MIRRORS", {"mnist": (dead, dead), "fashion-mnist": (dead,)})
     return tmp_path
 
 
 def test_digits():
+    pytest.importorskip("sklearn")
     everything = data.load("digits")
     assert everything.x.shape == (1797, 64)
     assert everything.x.dtype == torch.float32
@@ -94,6 +93,7 @@ def test_files_in_the_cache(nowhere):
 
 
 def test_missing_files_say_where_they_may_lie(nowhere):
+    pytest.importorskip("pooch")
     with pytest.raises(data.DataError, match=r"mnist is not here and could not be fetched.*GENFAST_DATA_DIR"):
         data.load("mnist")
 
@@ -105,6 +105,8 @@ def mirror(nowhere, monkeypatch):
     import http.server
     import threading
 
+    pytest.importorskip("pooch")
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
@@ -114,14 +116,14 @@ def mirror(nowhere, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         urls = ("http://127.0.0.1:9/", f"http://127.0.0.1:{server.server_port}/")
-        monkeypatch.setattr(data, "_MIRRORS", {"mnist": urls})
+        monkeypatch.setattr(_images, "_MIRRORS", {"mnist": urls})
         yield nowhere / "mirror"
         server.shutdown()
 
 
 def test_files_are_fetched_from_the_next_mirror_and_kept(mirror, monkeypatch):
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in mirror.iterdir()}
-    monkeypatch.setattr(data, "_SHA256", {"mnist": sums})
+    monkeypatch.setattr(_images, "_SHA256", {"mnist": sums})
     first = data.load("mnist", split="all")
     assert first.x.shape == (10, 784)
     for path in mirror.iterdir():
@@ -156,13 +158,36 @@ def test_broken_files_are_named(nowhere, monkeypatch, content, message):
     assert "train-images-idx3-ubyte.gz" in str(error.value)
 
 
-def test_unknown_names_and_splits():
-    with pytest.raises(data.DataError, match="unknown data set 'cifar'; there are digits, mnist"):
+def test_unknown_names_and_options():
+    with pytest.raises(data.DataError, match=r"unknown data set 'cifar'; there are digits, mnist.*, or give a \.npy"):
         data.load("cifar")
     with pytest.raises(ValueError, match="split: got 'valid'"):
         data.load("digits", split="valid")
     with pytest.raises(ValueError, match="n: got 0"):
         data.load("moons", n=0)
+    for name, options, message in (
+        ("moons", {"split": "test"}, "split: got 'test', which is no option of the samples moons"),
+        ("digits", {"n": 10}, "n: got 10, which is no option of the images digits"),
+        ("u1", {"size": 3}, "size: got 3, which is no option of the density u1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.load(name, **options)
+
+
+def test_parts_at_random():
+    whole = data.Dataset("numbers", torch.arange(10.0).view(10, 1), torch.arange(10), scale=2.0)
+    first, rest = whole.random_split(0.7)
+    assert (len(first), len(rest)) == (7, 3)
+    assert sorted(torch.cat([first.x, rest.x]).flatten().tolist()) == list(range(10))
+    for part in (first, rest):
+        assert torch.equal(part.x.flatten().long(), part.y)
+        assert part.scale == 2
+    assert torch.equal(whole.random_split(0.7)[0].x, first.x)
+    assert not torch.equal(whole.random_split(0.7, seed=1)[0].x, first.x)
+    assert [len(part) for part in whole.random_split(0.999)] == [9, 1]
+    for fraction in (0.0, 1.0, -1, math.nan):
+        with pytest.raises(ValueError, match="fraction: got"):
+            whole.random_split(fraction)
 
 
 @pytest.mark.parametrize("name", data.SAMPLES)
