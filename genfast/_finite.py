@@ -5,8 +5,10 @@ import math
 import torch
 from torch import nn
 
+from genfast._errors import Told
 
-class DivergenceError(FloatingPointError):
+
+class DivergenceError(Told, FloatingPointError):
     """Training left its start for numbers that mean nothing; the message names the step and the number."""
 
 

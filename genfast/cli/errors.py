@@ -8,14 +8,14 @@ import traceback
 from collections.abc import Callable
 from typing import ParamSpec
 
-from genfast._errors import RunError
+from genfast._errors import Told
 
 P = ParamSpec("P")
 
 
 def sentence(error: BaseException) -> str:
     """The error in one line."""
-    if isinstance(error, RunError):
+    if isinstance(error, Told):
         return " ".join(error.command_line.split())
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""

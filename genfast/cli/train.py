@@ -23,7 +23,7 @@ def train(model: str, given: dict[str, Any], *, out: Path, backend: Enum, **shar
         with _notes():
             result = fit(model, out=out, backend=backend.value, **shared, **given)
     except Interrupted as stop:
-        complain(str(stop))
+        complain(stop.command_line)
         raise SystemExit(128 + stop.signal_number) from None
     if result.is_first:
         print(_summary(result))

@@ -40,7 +40,7 @@ class Recipe(Generic[O]):
     Args:
         options: of the run.
         dim: number of values in a row of the data.
-        shape: (height, width) of a row, where the rows are images.
+        shape: (height, width) or (channels, height, width) of a row, where the rows are images.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -48,7 +48,7 @@ class Recipe(Generic[O]):
     #: What the loss is called in progress and pictures.
     loss_name: ClassVar[str] = "loss"
 
-    def __init__(self, options: O, *, dim: int, shape: tuple[int, int] | None = None) -> None:
+    def __init__(self, options: O, *, dim: int, shape: tuple[int, ...] | None = None) -> None:
         self.options = options
         self.dim = dim
         self.shape = shape
@@ -149,7 +149,12 @@ class Recipe(Generic[O]):
     # -- divergence ---------------------------------------------------------------------------------------------------
 
     def objective(self, loss: float, metrics: Mapping[str, float]) -> float | None:
-        """The number that tells whether a run has left its start for good, lower is better; by default the loss."""
+        """The number that tells whether a run has left its start for good, lower is better; by default the loss.
+
+        Args:
+            loss: the median of the last 20 updates'.
+            metrics: those of the last line of metrics.jsonl, where this is the step of one.
+        """
         return loss
 
     def starting_objective(self) -> float:

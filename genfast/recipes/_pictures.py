@@ -26,35 +26,35 @@ def png(drawn: Any) -> bytes:
 # -- images -----------------------------------------------------------------------------------------------------------
 
 
-def image_shape(n_pixels: int, shape: Sequence[int] | None = None) -> tuple[int, int]:
-    """(height, width) to draw n_pixels values in: the known shape, else a square or the widest flat rectangle."""
+def image_shape(n_pixels: int, shape: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The shape to draw n_pixels values in: the known one, else a square or the widest flat rectangle."""
     if shape is not None:
-        return shape[0], shape[1]
+        return tuple(shape)
     height = math.isqrt(n_pixels)
     while n_pixels % height:
         height -= 1
     return height, n_pixels // height
 
 
-def _mosaic(images: Tensor, shape: tuple[int, int], columns: int, *, border: float) -> np.ndarray:
-    """Images `[N, pixels]` as one array, in rows of `columns`, with a border of one pixel."""
-    height, width = shape
+def _mosaic(images: Tensor, shape: tuple[int, ...], columns: int, *, border: float) -> np.ndarray:
+    """Images `[N, pixels]` as one array, in rows of `columns`, with a border of one pixel; channels come last."""
+    *channels, height, width = shape
     rows = -(-len(images) // columns)
-    out = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), border, np.float32)
-    for i, image in enumerate(images.reshape(-1, height, width).cpu().numpy()):
+    out = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *channels), border, np.float32)
+    for i, image in enumerate(images.reshape(-1, *shape).cpu().numpy()):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        out[top : top + height, left : left + width] = image
+        out[top : top + height, left : left + width] = np.moveaxis(image, 0, -1) if channels else image
     return out
 
 
-def draw_images(axes: Any, title: str, images: Tensor, shape: tuple[int, int], columns: int) -> None:
+def draw_images(axes: Any, title: str, images: Tensor, shape: tuple[int, ...], columns: int) -> None:
     """A grid of grey images with values in [0, 1]."""
     axes.imshow(_mosaic(images, shape, columns, border=0.5), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=11)
     axes.axis("off")
 
 
-def image_samples(samples: Tensor, shape: tuple[int, int], *, title: str, beside: Tensor | None = None) -> bytes:
+def image_samples(samples: Tensor, shape: tuple[int, ...], *, title: str, beside: Tensor | None = None) -> bytes:
     """A grid of samples, beside a grid of data where there is one."""
     panels = [] if beside is None else [("data", beside[: len(samples)])]
     panels.append((title, samples))
@@ -65,9 +65,11 @@ def image_samples(samples: Tensor, shape: tuple[int, int], *, title: str, beside
     return png(drawn)
 
 
-def draw_filters(axes: Any, W: Tensor, shape: tuple[int, int], n: int = 100) -> Any:
+def draw_filters(axes: Any, W: Tensor, shape: tuple[int, ...], n: int = 100) -> Any:
     """The columns of W `[pixels, units]` with the n largest norms, red for positive, blue for negative."""
     weights = W.detach().T
+    if len(shape) == 3:
+        weights, shape = weights.reshape(-1, *shape).mean(1).flatten(1), shape[1:]  # of the mean over the channels
     weights = weights[weights.norm(dim=1).argsort(descending=True)[:n]]
     # The few largest weights may saturate: a scale for them would leave the others pale.
     scale = float(np.quantile(weights.abs().cpu().numpy(), 0.995)) or 1.0
@@ -79,7 +81,7 @@ def draw_filters(axes: Any, W: Tensor, shape: tuple[int, int], n: int = 100) -> 
     return shown
 
 
-def filters(W: Tensor, shape: tuple[int, int]) -> bytes:
+def filters(W: Tensor, shape: tuple[int, ...]) -> bytes:
     """The weights of the hidden units with the largest ones."""
     drawn = figure(5.4, 4.8)
     axes = drawn.add_subplot()

@@ -29,7 +29,7 @@ class Checkpoint:
     Attributes:
         config: the model's name and its options.
         dim: values in a row of the data.
-        shape: (height, width) of a row, or None.
+        shape: (height, width) or (channels, height, width) of a row, or None.
         step: updates done.
         seconds: that they took.
         start: the objective before the first update, from which divergence is told; None in format 1.
@@ -42,7 +42,7 @@ class Checkpoint:
 
     config: dict[str, Any]
     dim: int
-    shape: tuple[int, int] | None
+    shape: tuple[int, ...] | None
     step: int
     seconds: float
     model: dict[str, Tensor]
@@ -127,7 +127,7 @@ def _checked(state: dict[str, Any], found: int) -> Checkpoint:
     for name, fits, want in (
         ("config", _is_config(checkpoint.config), "a model with its options"),
         ("dim", _is_integer(checkpoint.dim, 1), "an integer of at least 1"),
-        ("shape", _is_shape(checkpoint.shape, checkpoint.dim), f"None or two integers with product {checkpoint.dim!r}"),
+        ("shape", _is_shape(checkpoint.shape, checkpoint.dim), f"None or sizes with product {checkpoint.dim!r}"),
         ("step", _is_integer(checkpoint.step, 0), "an integer of at least 0"),
         ("seconds", _is_number(checkpoint.seconds) and checkpoint.seconds >= 0, "a number of at least 0"),
         ("start", checkpoint.start is None or _is_number(checkpoint.start), "a number or None"),
@@ -156,7 +156,7 @@ def _is_number(x: object) -> bool:
 
 def _is_shape(x: object, dim: int) -> bool:
     return x is None or (
-        isinstance(x, tuple) and len(x) == 2 and all(_is_integer(n, 1) for n in x) and x[0] * x[1] == dim
+        isinstance(x, tuple) and len(x) in (2, 3) and all(_is_integer(n, 1) for n in x) and math.prod(x) == dim
     )
 
 

@@ -4,8 +4,10 @@ import contextlib
 import copy
 import math
 import signal
+import statistics
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfast._errors import RunError, option
+from genfast._errors import RunError, Told, option
 from genfast._finite import DivergenceError, NonFiniteError, check_finite, describe_nonfinite, parameter_norm
 from genfast._optional import require
 from genfast.recipes._base import Recipe
@@ -30,7 +32,7 @@ _LONG_STEP = 0.2
 """Seconds after which a step counts as long: the state before the next one is then kept, in case it is broken off."""
 
 
-class Interrupted(Exception):  # noqa: N818  (no fault)
+class Interrupted(Told):
     """A signal ended a run after it had saved its work."""
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -102,6 +104,7 @@ class Trainer:
             self._restore_own(checkpoint)
         self._batches = self.batches()
         self._direct = False
+        self._recent: deque[float] = deque(maxlen=20)
         self._signals = Signals()
         self._saved_step: int | None = self.step if checkpoint is not None else None
 
@@ -224,7 +227,11 @@ class Trainer:
         except KeyboardInterrupt:
             raise self._broken_off(before) from None
         values = torch.stack(signs).tolist()
-        self.loss = self.recipe.direct_loss() if self._direct else sum(values) / len(values)
+        if self._direct:
+            self.loss = self.recipe.direct_loss()
+        else:
+            self.loss = sum(values) / len(values)
+            self._recent.extend(values)
         return values, self.step - first
 
     def _step(self, batch: Tensor) -> Tensor:
@@ -290,7 +297,9 @@ class Trainer:
                 f"step {self.step}: the run diverged: its parameters have grown to {rms:.2g} (root mean square), "
                 f"past {_LARGEST_RMS:g} float32 has no digits left {self._advice()}"
             )
-        value = self.recipe.objective(self.loss, row)
+        if not self._direct and len(self._recent) < 10 and self.step < self.total_steps:
+            return None  # an outlier or two are no divergence
+        value = self.recipe.objective(statistics.median(self._recent) if self._recent else self.loss, row)
         if value is None or self._start is None or not math.isfinite(self._start):
             return None
         if value - self._start > self.recipe.tolerance(self._start):

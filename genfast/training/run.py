@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genfast import __version__, data, recipes
+from genfast import __version__, recipes
 from genfast._backend import backend as using
 from genfast._backend import get_backend
 from genfast._errors import RunError, option
 from genfast._optional import require
+from genfast.data import load as load_data
 from genfast.recipes import _pictures
 from genfast.recipes._base import Recipe, Source
 from genfast.recipes._options import Field, Options, make
@@ -31,7 +32,7 @@ from genfast.training.metrics import METRICS, Metrics
 CONFIG = "config.json"
 CURVE = "learning_curve.png"
 _OUTPUTS = (CHECKPOINT, METRICS, CONFIG)
-_ARRAY = "array"
+_ARRAY = "data"  # as genfast.data.load calls rows that have no name
 _log = logging.getLogger("genfast")
 
 
@@ -76,7 +77,7 @@ class FitResult:
 
 def fit(
     model: str,
-    data: str | os.PathLike[str] | Tensor | np.ndarray | data.Dataset | data.Density | None = None,
+    data: str | os.PathLike[str] | Tensor | np.ndarray | Source | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -95,8 +96,8 @@ def fit(
 
     Args:
         model: the name of a recipe: "rbm", "planar", "realnvp", "nsf", ...
-        data: a name or a file as `genfast.data.load` takes it, or the rows themselves `[N, D]` or `[N, height, width]`;
-            by default what the model's recipe says.
+        data: a name or a file as `genfast.data.load` takes it, or rows, as tensor, array or
+            `Dataset`; by default what the model's recipe says.
         out: folder for checkpoint, metrics and pictures; None writes nothing.
         resume: go on from the checkpoint in `out`, bit for bit; options must be those of the run, but for a greater
             `steps` or `epochs`.
@@ -133,7 +134,7 @@ def fit(
     if isinstance(data, os.PathLike):
         given["data"] = os.fspath(data)
     elif data is not None and not isinstance(data, str):
-        source = _source(data)
+        source = load_data(data)
         given["data"] = source.name
     require("matplotlib", "the pictures of a run")
     require("tqdm", "the progress bar")
@@ -229,32 +230,10 @@ def _check_length(trainer: Trainer) -> None:
         )
 
 
-def _source(rows: Tensor | np.ndarray | Source) -> Source:
-    """Rows that were given as they are."""
-    if isinstance(rows, data.Dataset | data.Density):
-        return rows
-    try:
-        x = torch.as_tensor(rows)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"data: got {type(rows).__name__}, want a name, a file, or rows [N, D] of numbers") from error
-    if x.ndim not in (2, 3) or 0 in x.shape or x.is_complex():
-        kind = f"{x.dtype} of shape {list(x.shape)}"
-        raise RunError(f"data: got {kind}, want numbers [N, D] or [N, height, width] with N > 0")
-    shape = (x.shape[1], x.shape[2]) if x.ndim == 3 else None
-    x = x.detach().to("cpu", torch.float32).flatten(1)
-    bad = ~torch.isfinite(x)
-    if bool(bad.any()):
-        row, column = bad.nonzero()[0].tolist()
-        raise RunError(
-            f"data: has {int(bad.sum())} values that are NaN or infinite, the first in row {row}, column {column}"
-        )
-    return data.Dataset(_ARRAY, x, shape=shape)
-
-
 def _load_source(options: Options, *, go_on: bool) -> Source:
     if go_on and options.data == _ARRAY:
         raise RunError(f"{option('resume')}: the run learned from an array; give it again as data")
-    return data.load(options.data)
+    return load_data(options.data)
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ def test_a_file_of_images(run, tmp_path):
     data.unlink()
     code, _, err = run("sample", tmp_path / "run", "-n", 9, "--sweeps", 5)
     assert code == 0, err
-    samples = np.load(tmp_path / "run" / "samples.npy")
+    samples = np.load(tmp_path / "run" / "samples" / "samples.npy")
     assert samples.shape == (9, 35)
     assert set(np.unique(samples)) <= {0.0, 1.0}
 
@@ -173,7 +173,7 @@ def test_samples_follow_their_seed(run, tmp_path):
     drawn = []
     for seed in (0, 0, 1):
         assert run("sample", tmp_path, "-n", 20, "--sweeps", 10, "--seed", seed)[0] == 0
-        drawn.append(np.load(tmp_path / "samples.npy"))
+        drawn.append(np.load(tmp_path / "samples" / "samples.npy"))
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
 
@@ -201,9 +201,9 @@ def test_bench_forwards_its_options(run):
 
 
 def test_demo(run, tmp_path, monkeypatch):
-    from genfast.cli import demo
+    from genfast.training import demo
 
-    monkeypatch.setattr(demo, "_EPOCHS", 3)
+    monkeypatch.setattr(demo, "EPOCHS", 3)
     code, out, err = run("demo", "--out", tmp_path)
     assert code == 0, err
     assert is_png(tmp_path / "demo.png")
