@@ -7,6 +7,8 @@ from torch import nn
 
 from genfast._errors import Told
 
+_NAMED = 3
+
 
 class DivergenceError(Told, FloatingPointError):
     """Training left its start for numbers that mean nothing; the message names the step and the number."""
@@ -23,13 +25,14 @@ def parameter_norm(module: nn.Module) -> float:
 
 
 def describe_nonfinite(module: nn.Module) -> str:
-    """Name every parameter of `module` with NaN or infinite entries; "" where there is none."""
+    """Name the parameters of `module` with NaN or infinite entries; "" where there is none."""
     faults = []
     for name, parameter in module.named_parameters():
         n_bad = int((~torch.isfinite(parameter.detach())).sum())
         if n_bad:
             faults.append(f"parameter {name} has {n_bad} non-finite values of {parameter.numel()}")
-    return "; ".join(faults)
+    more = [f"and {len(faults) - _NAMED} more parameters"] if len(faults) > _NAMED else []
+    return "; ".join([*faults[:_NAMED], *more])
 
 
 def check_finite(module: nn.Module, *, step: int | None = None, loss: float | None = None) -> None:

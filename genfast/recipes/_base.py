@@ -167,7 +167,7 @@ class Recipe(Generic[O]):
 
     def tolerance(self, start: float) -> float:
         """How far above its start the objective may rise before the run counts as diverged."""
-        return 1000.0 * (abs(start) + self.dim)
+        return 100.0 * (abs(start) + self.dim)
 
     # -- what a run shows ---------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class FlowOptions(Options):
 
     batch_size: int = option(512, "Rows an update, in each process.", at_least=1)
     lr_decay: int = option(
-        1000, "Steps after which the rate is half: lr / (1 + step / lr_decay); 0 keeps it.", at_least=0
+        500, "Steps after which the rate is half: lr / (1 + step / lr_decay); 0 keeps it.", at_least=0
     )
     clip: float = option(1.0, "Largest norm of a gradient; 0 clips none.", at_least=0)
     standardize: bool | None = option(

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import torch
 from torch import nn
 
 from genfast.flows import Planar
 from genfast.recipes._flow import DATA_HELP, FlowOptions, FlowRecipe
 from genfast.recipes._options import option
+
+_START = 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,7 @@ class PlanarOptions(FlowOptions):
 
     data: str = option("u2", DATA_HELP)
     steps: int | None = option(4000, "Updates, instead of epochs.", at_least=1)
-    lr: float = option(5e-3, "Learning rate of Adam.", above=0)
+    lr: float = option(2e-2, "Learning rate of Adam.", above=0)
     layers: int = option(32, "Layers of the flow.", at_least=1)
 
 
@@ -26,5 +29,9 @@ class Recipe(FlowRecipe[PlanarOptions]):
     min_dim = 1
 
     def layers(self) -> list[nn.Module]:
-        """All layers in one module, evaluated by one kernel."""
-        return [Planar(self.dim, self.options.layers)]
+        """All layers in one module, evaluated by one kernel; they start gently, so that none folds the plane."""
+        layers = Planar(self.dim, self.options.layers)
+        with torch.no_grad():
+            layers.w.mul_(_START)
+            layers.u.mul_(_START)
+        return [layers]

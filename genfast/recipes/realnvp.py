@@ -15,7 +15,7 @@ class RealNVPOptions(FlowOptions):
 
     data: str = option("moons", DATA_HELP)
     steps: int | None = option(3000, "Updates, instead of epochs.", at_least=1)
-    lr: float = option(1e-3, "Learning rate of Adam.", above=0)
+    lr: float = option(3e-3, "Learning rate of Adam.", above=0)
     layers: int = option(8, "Coupling layers.", at_least=1)
     hidden: int = option(64, "Hidden units of each of a conditioner's two layers.", at_least=1)
 
