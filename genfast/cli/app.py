@@ -1,6 +1,6 @@
 """The typer application: names, options and help of the commands."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from genfast import recipes
+from genfast.cli import narrow
 from genfast.cli.bench import bench as run_bench
 from genfast.cli.errors import guarded
 from genfast.cli.info import info as print_info
@@ -60,21 +61,31 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=_markup(),
         help="Classic generative models on fused kernels: train them, sample them, measure them.",
     )
     command_name, *rest = list(arguments) or [""]
-    app.command()(info)
-    app.add_typer(_train(rest if command_name == "train" else []), name="train")
+    _add(app, info)
+    app.add_typer(_train(rest if command_name == "train" else []), name="train", options_metavar="")
     _add_sample(app, rest if command_name == "sample" else [])
-    app.command()(demo)
-    app.command()(bench)
+    _add(app, demo)
+    _add(app, bench)
     return app
+
+
+def _add(app: typer.Typer, function: Callable[..., int]) -> None:
+    app.command(short_help=function.__doc__)(function)
+
+
+def _markup() -> Any:
+    return "rich" if narrow.width() is None else None
 
 
 def _train(arguments: Sequence[str]) -> typer.Typer:
     train = typer.Typer(
         no_args_is_help=True,
         subcommand_metavar="MODEL [OPTIONS]...",
+        rich_markup_mode=_markup(),
         help="Train a model. Under `torchrun` the same command runs on several processes.",
         epilog="`genfast train MODEL --help` shows the options of a model.",
     )
@@ -86,7 +97,8 @@ def _train(arguments: Sequence[str]) -> typer.Typer:
 
             return guarded(implementation.train)(model, given, **shared)
 
-        train.command(name, help=recipes.summary(name), rich_help_panel="Models")(
+        about = recipes.summary(name)
+        train.command(name, help=about, short_help=about, rich_help_panel="Models")(
             command(run, _TRAIN if own else (), own)
         )
     return train
@@ -110,9 +122,14 @@ def _add_sample(app: typer.Typer, arguments: Sequence[str]) -> None:
 
     about = "Draw samples from a trained model: samples.npy and samples.png."
     hint = "`genfast sample DIR --help` shows the options that the model of DIR has besides."
-    app.command("sample", help=about, epilog=None if own else hint, context_settings=settings, no_args_is_help=True)(
-        command(run, _SAMPLE, own)
-    )
+    app.command(
+        "sample",
+        help=about,
+        short_help=about,
+        epilog=None if own else hint,
+        context_settings=settings,
+        no_args_is_help=True,
+    )(command(run, _SAMPLE, own))
 
 
 def info() -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from genfast import recipes
 from genfast._errors import RunError
 from genfast._optional import require
+from genfast.cli import narrow
 from genfast.cli.bench import bench
 from genfast.cli.errors import fail
 from genfast.cli.info import info
@@ -42,6 +43,9 @@ def _exit_code(app: Any, arguments: Sequence[str]) -> int:
     import typer
 
     command = typer.main.get_command(app)
+    columns = narrow.width()
+    if columns is not None:
+        narrow.stack(command, columns)
     try:
         code = command.main(list(arguments), prog_name="genfast", standalone_mode=False)
     except SystemExit as stop:

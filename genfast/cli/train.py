@@ -29,12 +29,20 @@ def train(model: str, given: dict[str, Any], *, out: Path, backend: Enum, **shar
         print(_summary(result))
 
 
+class _Formatter(logging.Formatter):
+    """`note: ...` or `warning: ...`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        return f"{'warning' if record.levelno >= logging.WARNING else 'note'}: {record.getMessage()}"
+
+
 @contextlib.contextmanager
 def _notes() -> Iterator[None]:
     """Print what the training has to say besides its progress."""
     log = logging.getLogger("genfast")
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    handler.setFormatter(_Formatter())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

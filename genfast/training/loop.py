@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import math
 import signal
 import statistics
@@ -25,6 +26,8 @@ from genfast.training.checkpoint import CHECKPOINT, Checkpoint
 from genfast.training.distributed import Processes
 from genfast.training.metrics import Metrics
 from genfast.training.signals import Signals
+
+_log = logging.getLogger("genfast")
 
 _LARGEST_RMS = 1e5
 """Root mean square of the parameters past which float32 sums of their products have no digits left for the data."""
@@ -106,6 +109,7 @@ class Trainer:
         self._direct = False
         self._recent: deque[float] = deque(maxlen=20)
         self._signals = Signals()
+        self._long = True
         self._saved_step: int | None = self.step if checkpoint is not None else None
 
     @staticmethod
@@ -210,18 +214,18 @@ class Trainer:
         signs: list[Tensor] = []
         alone = self.processes.size == 1
         before: Checkpoint | None = None
-        long = self.folder is not None and self.step == (self._saved_step or 0)
         first = self.step
         try:
             for _ in range(n):
-                before = copy.deepcopy(self.state()) if alone and long else None
+                keep = alone and self._long and self.folder is not None
+                before = copy.deepcopy(self.state()) if keep else None
                 began = time.perf_counter()
                 with self._signals.step() if alone else contextlib.nullcontext():
                     signs.append(self._step(next(self._batches)))
                 self.step += 1
                 if self.average is not None:
                     self.average.update(self.step)
-                long = time.perf_counter() - began > _LONG_STEP
+                self._long = time.perf_counter() - began > _LONG_STEP
                 if alone and self._signals.number is not None:
                     break
         except KeyboardInterrupt:
@@ -302,14 +306,18 @@ class Trainer:
         value = self.recipe.objective(statistics.median(self._recent) if self._recent else self.loss, row)
         if value is None or self._start is None or not math.isfinite(self._start):
             return None
-        if value - self._start > self.recipe.tolerance(self._start):
-            name = self.recipe.curve()[1]
-            sign = -1 if self.recipe.curve()[0] != "loss" else 1
-            return (
-                f"step {self.step}: the run diverged: {name} is {sign * value:.4g}, "
-                f"it was {sign * self._start:.4g} before training {self._advice()}"
-            )
+        worse = value - self._start
+        if worse > self.recipe.tolerance(self._start):
+            return f"step {self.step}: the run diverged: {self._compare(value)} {self._advice()}"
+        if worse > 0 and self.step == self.total_steps:
+            _log.warning("the run ended worse than it began: %s; a lower lr usually helps", self._compare(value))
         return None
+
+    def _compare(self, value: float) -> str:
+        """The objective beside what it was, in the sign that people know it by."""
+        key, name = self.recipe.curve()
+        sign = 1 if key == "loss" else -1
+        return f"{name} is {sign * value:.4g}, it was {sign * (self._start or 0):.4g} before training"
 
     def _advice(self) -> str:
         kept = "; no checkpoint was written" if self.folder is not None else ""
