@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from genfast._errors import Told
 
@@ -40,6 +41,11 @@ def fail(error: BaseException) -> int:
     return 1
 
 
+def _show_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    """A warning as one line, without the place in the code that the user did not write."""
+    complain(f"warning: {' '.join(str(message).split())}")
+
+
 EXPECTED = (ImportError, OSError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
 """Errors that say themselves what is wrong. Any other is a fault of ours, and its traceback is shown."""
 
@@ -52,7 +58,9 @@ def guarded(function: Callable[P, None]) -> Callable[P, int]:
         try:
             if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # imports are over: see genfast.cli.start
-            function(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning  # type: ignore[assignment]
+                function(*args, **kwargs)
             sys.stdout.flush()
         except KeyboardInterrupt:
             complain("interrupted")

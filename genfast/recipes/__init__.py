@@ -7,7 +7,9 @@ A file put here is a model; there is no list of them. See docs/adding_a_model.md
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genfast._errors import RunError
@@ -23,7 +25,10 @@ def names() -> list[str]:
 
 def summary(name: str) -> str:
     """What a model is, in one line: the first line of its recipe's docstring, read without importing it."""
-    source = pkgutil.get_data(__name__, f"{name}.py") or b""
+    spec = importlib.util.find_spec(f"{__name__}.{name}")
+    if spec is None or spec.origin is None:
+        return ""
+    source = Path(spec.origin).read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 

@@ -27,7 +27,7 @@ class FlowOptions(Options):
 
     batch_size: int = option(512, "Rows an update, in each process.", at_least=1)
     lr_decay: int = option(
-        500, "Steps after which the rate is half: lr / (1 + step / lr_decay); 0 keeps it.", at_least=0
+        500, "Steps after which the rate is half, after twice as many a third, and so on; 0 keeps it.", at_least=0
     )
     clip: float = option(1.0, "Largest norm of a gradient; 0 clips none.", at_least=0)
     standardize: bool | None = option(
@@ -78,7 +78,7 @@ def grid_step(x: Tensor) -> float:
     A grid has far fewer values than x has entries, all of them whole multiples of the least distance.
     """
     values = torch.unique(x)
-    if not 2 <= len(values) <= min(4096, x.numel() // 8):
+    if not 2 <= len(values) <= min(4096, x.numel() // 3):
         return 0.0
     values = values.double()
     step = float(values.diff().min())

@@ -15,7 +15,7 @@ class NSFOptions(FlowOptions):
 
     data: str = option("moons", DATA_HELP)
     steps: int | None = option(2000, "Updates, instead of epochs.", at_least=1)
-    lr: float = option(1e-3, "Learning rate of Adam.", above=0)
+    lr: float = option(3e-3, "Learning rate of Adam.", above=0)
     layers: int = option(4, "Coupling layers.", at_least=1)
     hidden: int = option(64, "Hidden units of each of a conditioner's two layers.", at_least=1)
     bins: int = option(8, "Bins of a spline.", at_least=2)

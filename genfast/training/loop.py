@@ -309,7 +309,7 @@ class Trainer:
         worse = value - self._start
         if worse > self.recipe.tolerance(self._start):
             return f"step {self.step}: the run diverged: {self._compare(value)} {self._advice()}"
-        if worse > 0 and self.step == self.total_steps:
+        if worse > max(1.0, 0.1 * abs(self._start)) and self.step == self.total_steps:
             _log.warning("the run ended worse than it began: %s; a lower lr usually helps", self._compare(value))
         return None
 
