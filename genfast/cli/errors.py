@@ -59,7 +59,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, int]:
             if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # imports are over: see genfast.cli.start
             with warnings.catch_warnings():
-                warnings.showwarning = _show_warning  # type: ignore[assignment]
+                warnings.showwarning = _show_warning
                 function(*args, **kwargs)
             sys.stdout.flush()
         except KeyboardInterrupt:

@@ -155,7 +155,7 @@ class FlowRecipe(_base.Recipe[O]):
         elif max(-low, high) > 10:
             self.notes.append(
                 f"{source.name} has values from {low:g} to {high:g}, far from the noise near 0 that the flow starts "
-                f"from; {named('standardize')} brings them there"
+                f"from; the option standardize brings them there"
             )
 
     def _standardize(self) -> Standardize:
