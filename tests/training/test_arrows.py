@@ -11,8 +11,8 @@ PACKAGE = Path(genfast.__file__).parent
 
 # A part imports those that stand on an earlier line, itself, and nothing else of genfast.
 ORDER = [
-    ("_arguments", "_errors", "_native", "_optional", "reference"),
-    ("_finite", "data"),
+    ("_arguments", "_errors", "_native", "_optional", "_tracing", "reference"),
+    ("_finite", "_module", "data"),
     ("_backend",),
     ("_register",),
     ("ops",),
