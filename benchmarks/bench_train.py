@@ -1,6 +1,5 @@
 """`genfast train rbm` on digits against scikit-learn's BernoulliRBM: the time to the same pseudo-likelihood."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,23 +58,26 @@ def cases(options: Options) -> Iterator[Case]:
     """
     sklearn = peer("sklearn.neural_network")
     threads = peer("threadpoolctl")
-    command = peer("genfast.cli.loop")
+    command = peer("genfast.training.loop")
     if sklearn is None or threads is None or command is None:
         return
-    from genfast.cli.config import resolve
-    from genfast.cli.distributed import Processes
+    from genfast import recipes
+    from genfast.training.distributed import Processes
+    from genfast.training.run import resolve
 
-    v = genfast.data.load("digits").binarized().x
+    digits = genfast.data.load("digits")
+    v = digits.binarized().x
     array = v.numpy()
-    config = resolve("rbm", {"data": "digits", "hidden": HIDDEN, "seed": options.seed, **OPTIONS})
+    recipe = recipes.load("rbm")
 
     def trainer_for(passes: int) -> Any:
-        run = dataclasses.replace(config, epochs=passes, steps=None)
-        return command.Trainer(run, Processes(str(options.device)), folder=None, quiet=True)
+        given = {"epochs": passes, "hidden": HIDDEN, "seed": options.seed, **OPTIONS}
+        run = command.Trainer.start(recipe, resolve(recipe, given), digits)
+        return command.Trainer(run, Processes(str(options.device)), quiet=True)
 
     def trained(trainer: Any) -> Weights:
         trainer.run()
-        rbm = trainer.task.objective.model
+        rbm = trainer.recipe.model
         return [t.detach().cpu() for t in (rbm.W, rbm.vbias, rbm.hbias)]
 
     def theirs(passes: int, batch_size: int, learning_rate: float) -> Weights:

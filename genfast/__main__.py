@@ -1,6 +1,6 @@
 """`python -m genfast`: the command line."""
 
-from genfast.cli import main
+from genfast.cli.start import main
 
 if __name__ == "__main__":
     main()

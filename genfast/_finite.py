@@ -1,27 +1,44 @@
-"""The check that training has not left the finite numbers."""
+"""The check that training has not left the numbers that it can work with."""
 
 import math
 
 import torch
 from torch import nn
 
+from genfast._errors import Told
 
-class NonFiniteError(FloatingPointError):
+_NAMED = 3
+
+
+class DivergenceError(Told, FloatingPointError):
+    """Training left its start for numbers that mean nothing; the message names the step and the number."""
+
+
+class NonFiniteError(DivergenceError):
     """A loss or a parameter became NaN or infinite; the message names the step and the parameter."""
 
 
+def parameter_norm(module: nn.Module) -> float:
+    """The Euclidean norm of all parameters of `module` together; not finite where one of them is not (or past 1e19)."""
+    parameters = [p.detach() for p in module.parameters()]
+    return float(torch.nn.utils.get_total_norm(parameters)) if parameters else 0.0
+
+
 def describe_nonfinite(module: nn.Module) -> str:
-    """Name every parameter of `module` with NaN or infinite entries; "" where there is none."""
+    """Name the parameters of `module` with NaN or infinite entries; "" where there is none."""
     faults = []
     for name, parameter in module.named_parameters():
         n_bad = int((~torch.isfinite(parameter.detach())).sum())
         if n_bad:
             faults.append(f"parameter {name} has {n_bad} non-finite values of {parameter.numel()}")
-    return "; ".join(faults)
+    more = [f"and {len(faults) - _NAMED} more parameters"] if len(faults) > _NAMED else []
+    return "; ".join([*faults[:_NAMED], *more])
 
 
 def check_finite(module: nn.Module, *, step: int | None = None, loss: float | None = None) -> None:
     """Raise where the loss or a parameter of `module` is NaN or infinite.
+
+    One norm over all parameters and one synchronisation; only a fault is looked at closer.
 
     Args:
         module: its parameters are checked.
@@ -35,7 +52,7 @@ def check_finite(module: nn.Module, *, step: int | None = None, loss: float | No
         >>> check_finite(torch.nn.Linear(2, 1), step=10, loss=0.5)
     """
     bad_loss = loss is not None and not math.isfinite(loss)
-    fault = describe_nonfinite(module)
+    fault = "" if math.isfinite(parameter_norm(module)) else describe_nonfinite(module)
     if not bad_loss and not fault:
         return
     where = "" if step is None else f"step {step}: "

@@ -1,12 +1,5 @@
-"""The command line: `genfast info | train | sample | demo | bench`."""
+"""The command line: `genfast info | train | sample | demo | bench`. It parses and prints."""
 
-import sys
-from collections.abc import Sequence
+from genfast.cli.start import main
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code; one sentence, and no traceback, where something is wrong."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    from genfast.cli import entry
-
-    sys.exit(entry.run(arguments))
+__all__ = ["main"]

@@ -1,20 +1,18 @@
 """The typer application: names, options and help of the commands."""
 
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from genfast.cli import entry
+from genfast import recipes
+from genfast.cli import narrow
+from genfast.cli.bench import bench as run_bench
 from genfast.cli.errors import guarded
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Classic generative models on fused kernels: train them, sample them, measure them.",
-)
+from genfast.cli.info import info as print_info
+from genfast.cli.options import command, parameter
 
 
 class BackendName(str, Enum):
@@ -24,96 +22,121 @@ class BackendName(str, Enum):
     reference = "reference"
 
 
+Out = Annotated[Path, typer.Option(help="Folder for checkpoint, metrics and pictures.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Backend = Annotated[BackendName, typer.Option(help="reference runs the same in plain PyTorch.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice by default.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, bit for bit.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
+CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints; about 30 seconds by default.")]
+LogEvery = Annotated[int | None, typer.Option(help="Steps between lines of metrics.jsonl.")]
+
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of a training run.")]
+Count = Annotated[int, typer.Option("--n", "-n", help="Number of samples.")]
+SampleSeed = Annotated[int, typer.Option(help="Of the samples.")]
+SampleOut = Annotated[Path | None, typer.Option(help="Folder for samples.npy and samples.png; DIR/samples by default.")]
+
+_TRAIN = (
+    parameter("out", Out),
+    parameter("device", Device, "auto"),
+    parameter("backend", Backend, BackendName.native),
+    parameter("threads", Threads, None),
+    parameter("resume", Resume, False),
+    parameter("overwrite", Overwrite, False),
+    parameter("checkpoint_every", CheckpointEvery, None),
+    parameter("log_every", LogEvery, None),
+)
+_SAMPLE = (
+    parameter("folder", Run),
+    parameter("n", Count, 100),
+    parameter("seed", SampleSeed, 0),
+    parameter("device", Device, "auto"),
+    parameter("out", SampleOut, None),
+)
 
 
-@app.command()
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The application. The options of a model are there for the model that the arguments name."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=_markup(),
+        help="Classic generative models on fused kernels: train them, sample them, measure them.",
+    )
+    command_name, *rest = list(arguments) or [""]
+    _add(app, info)
+    app.add_typer(_train(rest if command_name == "train" else []), name="train", options_metavar="")
+    _add_sample(app, rest if command_name == "sample" else [])
+    _add(app, demo)
+    _add(app, bench)
+    return app
+
+
+def _add(app: typer.Typer, function: Callable[..., int]) -> None:
+    app.command(short_help=function.__doc__)(function)
+
+
+def _markup() -> Any:
+    return "rich" if narrow.width() is None else None
+
+
+def _train(arguments: Sequence[str]) -> typer.Typer:
+    train = typer.Typer(
+        no_args_is_help=True,
+        subcommand_metavar="MODEL [OPTIONS]...",
+        rich_markup_mode=_markup(),
+        help="Train a model. Under `torchrun` the same command runs on several processes.",
+        epilog="`genfast train MODEL --help` shows the options of a model.",
+    )
+    for name in recipes.names():
+        own = recipes.load(name).Options if list(arguments[:1]) == [name] else None
+
+        def run(given: dict[str, Any], *, model: str = name, **shared: Any) -> int:
+            from genfast.cli import train as implementation
+
+            return guarded(implementation.train)(model, given, **shared)
+
+        about = recipes.summary(name)
+        train.command(name, help=about, short_help=about, rich_help_panel="Models")(
+            command(run, _TRAIN if own else (), own)
+        )
+    return train
+
+
+def _add_sample(app: typer.Typer, arguments: Sequence[str]) -> None:
+    own = None
+    settings = {}
+    folders = [a for a in arguments if not a.startswith("-")]
+    if folders:
+        from genfast.training.saved import sample_options
+
+        own = next(filter(None, map(sample_options, folders)), None)
+        if own is None:  # then the missing run is the fault to tell, whatever else is wrong
+            settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+    def run(given: dict[str, Any], **shared: Any) -> int:
+        from genfast.cli import sample as implementation
+
+        return guarded(implementation.sample)(given, **shared)
+
+    about = "Draw samples from a trained model: samples.npy and samples.png."
+    hint = "`genfast sample DIR --help` shows the options that the model of DIR has besides."
+    app.command(
+        "sample",
+        help=about,
+        short_help=about,
+        epilog=None if own else hint,
+        context_settings=settings,
+        no_args_is_help=True,
+    )(command(run, _SAMPLE, own))
+
+
 def info() -> int:
     """Print versions, the instruction set in use, the CUDA build and the GPUs."""
-    return entry.info()
+    return print_info()
 
 
-@app.command()
-def train(
-    model: Annotated[str, typer.Argument(help="rbm, planar, realnvp or nsf.")],
-    *,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint, metrics and pictures.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="rbm: digits, mnist, fashion-mnist or a .npy file in [0, 1]. Flows: the densities u1 to u4, the "
-            "samples moons, rings, pinwheel, checkerboard, or a .npy file."
-        ),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates, instead of --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows an update, in each process.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate (SGD for rbm, Adam for flows).")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Hidden units: of the rbm, or of a flow's conditioners.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers of a flow.")] = None,
-    k: Annotated[int | None, typer.Option(help="Gibbs sweeps an update (rbm).")] = None,
-    method: Annotated[str | None, typer.Option(help="cd, or pcd: persistent chains (rbm).")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Of the descent (rbm); 0.9 for cd, 0 for pcd.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random; 0 by default.")] = None,
-    device: Device = "auto",
-    backend: Annotated[
-        BackendName, typer.Option(help="reference runs the same in plain PyTorch.")
-    ] = BackendName.native,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, bit for bit.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints; about 30 seconds by default.")
-    ] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.jsonl.")] = None,
-) -> int:
-    """Train a model. Under `torchrun` the same command runs on several processes."""
-    from genfast.cli import train as command
-
-    given = {
-        "data": data,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "hidden": hidden,
-        "layers": layers,
-        "k": k,
-        "method": method,
-        "momentum": momentum,
-        "seed": seed,
-    }
-    return guarded(command.train)(
-        model,
-        given,
-        out=out,
-        go_on=resume,
-        overwrite=overwrite,
-        device=device,
-        backend=backend.value,
-        threads=threads,
-        checkpoint_every=checkpoint_every,
-        log_every=log_every,
-    )
-
-
-@app.command()
-def sample(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of a training run.")],
-    *,
-    n: Annotated[int, typer.Option("--n", "-n", help="Number of samples.")] = 100,
-    sweeps: Annotated[int, typer.Option(help="Gibbs sweeps of each chain (rbm).")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for samples.npy and samples.png; DIR by default.")] = None,
-) -> int:
-    """Draw samples from a trained model: samples.npy and samples.png."""
-    from genfast.cli import train as command
-
-    return guarded(command.sample)(folder, n=n, sweeps=sweeps, seed=seed, device=device, out=out)
-
-
-@app.command()
 def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/demo"),
@@ -121,12 +144,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> int:
     """Train an RBM on handwritten digits, by the kernels and in plain PyTorch; show samples and times."""
-    from genfast.cli import demo as command
+    from genfast.cli import demo as implementation
 
-    return guarded(command.demo)(out, device=device, seed=seed)
+    return guarded(implementation.demo)(out, device=device, seed=seed)
 
 
-@app.command()
 def bench() -> int:
     """Run the benchmark suite: `genfast bench --help` lists its own options."""
-    return entry.bench([])
+    return run_bench([])

@@ -1,14 +1,15 @@
-"""Where the command line starts: what works without the packages of the `train` extra, and what needs them."""
+"""Runs a command line: what works without the packages of the `train` extra first, then the typer application."""
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from genfast import recipes
+from genfast._errors import RunError
 from genfast._optional import require
-from genfast.cli.errors import CommandError, complain, guarded
+from genfast.cli import narrow
+from genfast.cli.bench import bench
+from genfast.cli.errors import fail
+from genfast.cli.info import info
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -19,12 +20,22 @@ def run(arguments: Sequence[str]) -> int:
         return bench(list(arguments[1:]))
     try:
         require("typer", "the command line")
-    except ImportError as error:
-        complain(f"error: {error}")
-        return 1
-    from genfast.cli.app import app
+        _check_model(arguments)
+        from genfast.cli.app import build
 
+        app = build(arguments)
+    except (ImportError, RunError) as error:
+        return fail(error)
     return _exit_code(app, arguments)
+
+
+def _check_model(arguments: Sequence[str]) -> None:
+    """Raise where `train` is not followed by a model."""
+    if len(arguments) < 2 or arguments[0] != "train" or arguments[1] == "--help":
+        return
+    if arguments[1].startswith("-"):
+        raise RunError(f"name the model first: genfast train MODEL {arguments[1]} ...; see genfast train --help")
+    recipes.load(arguments[1])
 
 
 def _exit_code(app: Any, arguments: Sequence[str]) -> int:
@@ -32,6 +43,9 @@ def _exit_code(app: Any, arguments: Sequence[str]) -> int:
     import typer
 
     command = typer.main.get_command(app)
+    columns = narrow.width()
+    if columns is not None:
+        narrow.stack(command, columns)
     try:
         code = command.main(list(arguments), prog_name="genfast", standalone_mode=False)
     except SystemExit as stop:
@@ -43,39 +57,3 @@ def _exit_code(app: Any, arguments: Sequence[str]) -> int:
         show()
         code = getattr(error, "exit_code", 2)
     return code if isinstance(code, int) else 0
-
-
-@guarded
-def info() -> None:
-    """Print versions, the instruction set in use, the CUDA build and the GPUs: the start of every bug report."""
-    from genfast import _native
-
-    facts = _native.info()
-    width = max(map(len, facts)) + 2
-    for name, value in facts.items():
-        print(f"{name:<{width}}{value}")
-
-
-def bench(arguments: Sequence[str]) -> int:
-    """Run the benchmark suite with its own options; returns its exit code."""
-    codes: list[int] = []
-
-    @guarded
-    def forward() -> None:
-        try:
-            codes.append(int(_benchmarks().main(list(arguments)) or 0))
-        except SystemExit as stop:  # from its own --help and usage errors
-            codes.append(stop.code if isinstance(stop.code, int) else 0)
-
-    return forward() or codes[0]
-
-
-def _benchmarks() -> Any:
-    """The command line of the benchmark suite: installed with genfast, or beside it in a checkout."""
-    if importlib.util.find_spec("genfast.benchmarks") is not None:
-        return importlib.import_module("genfast.benchmarks.__main__")
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / "benchmarks" / "__main__.py").is_file():
-        raise CommandError("the benchmark suite is not installed; get a checkout of genfast and run `make bench`")
-    sys.path.insert(0, str(checkout))
-    return importlib.import_module("benchmarks.__main__")

@@ -2,46 +2,27 @@
 
 import functools
 import os
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
-from genfast._finite import NonFiniteError
-from genfast._optional import MissingPackageError
+from genfast._errors import Told
 
 P = ParamSpec("P")
 
 
-class CommandError(Exception):
-    """What was asked for cannot be done; the message is the one sentence that the user sees."""
-
-
-class Interrupted(Exception):  # noqa: N818  (no fault)
-    """A signal ended the command after it had saved its work."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-EXPECTED = (
-    CommandError,
-    MissingPackageError,
-    NonFiniteError,
-    ImportError,
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-)
-
-
 def sentence(error: BaseException) -> str:
     """The error in one line."""
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, CommandError):
+    if isinstance(error, Told):
+        return " ".join(error.command_line.split())
+    if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}"
+    if isinstance(error, MemoryError):
+        return "not enough memory"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -52,24 +33,43 @@ def complain(text: str) -> None:
     print(f"genfast: {'' if rank == '0' else f'process {rank}: '}{text}", file=sys.stderr, flush=True)
 
 
+def fail(error: BaseException) -> int:
+    """Tell an error (with its traceback where GENFAST_DEBUG=1); returns the exit code."""
+    if os.environ.get("GENFAST_DEBUG"):
+        traceback.print_exception(error)
+    complain(f"error: {sentence(error)}")
+    return 1
+
+
+def _show_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    """A warning as one line, without the place in the code that the user did not write."""
+    complain(f"warning: {' '.join(str(message).split())}")
+
+
+EXPECTED = (ImportError, OSError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
+"""Errors that say themselves what is wrong. Any other is a fault of ours, and its traceback is shown."""
+
+
 def guarded(function: Callable[P, None]) -> Callable[P, int]:
-    """Turn the faults of a command into one sentence and an exit code (GENFAST_DEBUG=1 shows the traceback too)."""
+    """Turn the faults of a command into one sentence and an exit code."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
-            function(*args, **kwargs)
-        except Interrupted as stop:
-            complain(str(stop))
-            return stop.exit_code
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # imports are over: see genfast.cli.start
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                function(*args, **kwargs)
+            sys.stdout.flush()
         except KeyboardInterrupt:
             complain("interrupted")
             return 130
-        except EXPECTED as error:
-            if os.environ.get("GENFAST_DEBUG"):
-                traceback.print_exc()
-            complain(f"error: {sentence(error)}")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output has left
             return 1
+        except EXPECTED as error:
+            return fail(error)
         return 0
 
     return wrapper

@@ -47,11 +47,11 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-def start(*arguments, command=("-m", "genfast"), **options):
+def start(*arguments, command=("-m", "genfast"), env=None, **options):
     """A process of its own."""
     return subprocess.Popen(
         [sys.executable, *command, *map(str, arguments)],
-        env=environment(),
+        env=env or environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

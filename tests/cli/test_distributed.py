@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from genfast.cli import files
+from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
+from genfast.training.metrics import METRICS, read_metrics
 from tests.cli.conftest import environment
 
 pytest.importorskip("lightning_fabric")
@@ -32,12 +33,12 @@ def test_two_processes_train_one_model_and_resume(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     result = torchrun(*OPTIONS, "--steps", 12, "--out", whole)
     assert result.returncode == 0, result.stderr
-    checkpoint = files.load_checkpoint(whole / files.CHECKPOINT)
-    first, second = checkpoint["ranks"]
+    checkpoint = load_checkpoint(whole / CHECKPOINT)
+    first, second = checkpoint.ranks
     assert first["chains"].shape == second["chains"].shape == (16, 64)
     assert not torch.equal(first["chains"], second["chains"]), "each rank draws numbers of its own"
     assert not torch.equal(first["rng"], second["rng"])
-    rows = files.read_metrics(whole / files.METRICS)
+    rows = read_metrics(whole / METRICS)
     assert [row["step"] for row in rows] == [5, 10, 12], "one process writes"
     assert rows[-1]["epoch"] == pytest.approx(12 / 57, abs=1e-3), "an epoch is 1797 rows in steps of 2 x 16"
 
@@ -45,10 +46,10 @@ def test_two_processes_train_one_model_and_resume(tmp_path):
         more = ("--resume",) if steps == 12 else ()
         result = torchrun(*OPTIONS, *more, "--steps", steps, "--out", parts)
         assert result.returncode == 0, result.stderr
-    resumed = files.load_checkpoint(parts / files.CHECKPOINT)
-    for name, value in checkpoint["model"].items():
-        assert torch.equal(resumed["model"][name], value), name
-    for a, b in zip(checkpoint["ranks"], resumed["ranks"], strict=True):
+    resumed = load_checkpoint(parts / CHECKPOINT)
+    for name, value in checkpoint.model.items():
+        assert torch.equal(resumed.model[name], value), name
+    for a, b in zip(checkpoint.ranks, resumed.ranks, strict=True):
         assert torch.equal(a["chains"], b["chains"])
 
 
@@ -63,7 +64,7 @@ def test_the_gradient_is_the_mean_over_processes(tmp_path):
     result = torchrun(*options, "--device", "cpu", "--out", tmp_path / "two")
     assert result.returncode == 0, result.stderr
     assert entry.run([str(a) for a in (*options, "--device", "cpu", "--out", tmp_path / "one")]) == 0
-    one, two = (files.load_checkpoint(tmp_path / n / files.CHECKPOINT)["model"] for n in ("one", "two"))
+    one, two = (load_checkpoint(tmp_path / n / CHECKPOINT).model for n in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from genfast.cli import files
+from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
+from genfast.training.metrics import read_metrics
 
 RBM = ("train", "rbm", "--hidden", 16, "--batch-size", 32, "--log-every", 5, "--device", "cpu")
 FLOW = ("--batch-size", 64, "--log-every", 5, "--device", "cpu")
@@ -28,8 +29,8 @@ def same(a, b):
 
 
 def state(folder):
-    checkpoint = files.load_checkpoint(folder / files.CHECKPOINT)
-    return {k: checkpoint[k] for k in ("step", "model", "optimizer", "ranks")}
+    checkpoint = load_checkpoint(folder / CHECKPOINT)
+    return {k: getattr(checkpoint, k) for k in ("step", "model", "average", "optimizer", "ranks")}
 
 
 def test_rbm_run_writes_everything(run, tmp_path):
@@ -43,7 +44,7 @@ def test_rbm_run_writes_everything(run, tmp_path):
     )
     for name in ("samples.png", "filters.png", "learning_curve.png"):
         assert is_png(folder / name), name
-    rows = files.read_metrics(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
     assert all({"loss", "seconds", "samples_per_second", "epoch", "pseudo_likelihood"} <= row.keys() for row in rows)
     config = json.loads((folder / "config.json").read_text())
@@ -78,7 +79,7 @@ def test_rbm_resumes_bit_for_bit_in_the_middle_of_an_epoch(run, tmp_path, method
     assert run("train", "rbm", "--resume", "--log-every", 5, "--steps", 70, "--out", parts)[0] == 0
     assert run("train", "rbm", "--resume", "--log-every", 5, "--steps", 80, "--out", parts)[0] == 0
     assert same(state(whole), state(parts))
-    losses = [{row["step"]: row["loss"] for row in files.read_metrics(f / "metrics.jsonl")} for f in (whole, parts)]
+    losses = [{row["step"]: row["loss"] for row in read_metrics(f / "metrics.jsonl")} for f in (whole, parts)]
     assert losses[0][80] != losses[0][75]
     assert {step: losses[1][step] for step in (5, 60, 80)} == {step: losses[0][step] for step in (5, 60, 80)}
     if method == "pcd":
@@ -108,7 +109,7 @@ def test_resume_drops_metrics_past_the_checkpoint(run, tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 15, "loss": 1.0}\n{"step": 20, "lo')
     assert run("train", "rbm", "--resume", "--steps", 20, "--log-every", 5, "--out", tmp_path)[0] == 0
-    rows = files.read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
     assert rows[2]["loss"] != 1.0
 
@@ -131,7 +132,7 @@ def test_backend_reference_is_the_same_run(run, tmp_path):
 def test_training_raises_the_pseudo_likelihood(run, tmp_path):
     code, _, err = run("train", "rbm", "--hidden", 64, "--epochs", 12, "--method", "cd", "--out", tmp_path)
     assert code == 0, err
-    values = [row["pseudo_likelihood"] for row in files.read_metrics(tmp_path / "metrics.jsonl")]
+    values = [row["pseudo_likelihood"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert values[-1] > values[0] + 2
 
 
@@ -143,7 +144,7 @@ def test_a_file_of_images(run, tmp_path):
     data.unlink()
     code, _, err = run("sample", tmp_path / "run", "-n", 9, "--sweeps", 5)
     assert code == 0, err
-    samples = np.load(tmp_path / "run" / "samples.npy")
+    samples = np.load(tmp_path / "run" / "samples" / "samples.npy")
     assert samples.shape == (9, 35)
     assert set(np.unique(samples)) <= {0.0, 1.0}
 
@@ -172,7 +173,7 @@ def test_samples_follow_their_seed(run, tmp_path):
     drawn = []
     for seed in (0, 0, 1):
         assert run("sample", tmp_path, "-n", 20, "--sweeps", 10, "--seed", seed)[0] == 0
-        drawn.append(np.load(tmp_path / "samples.npy"))
+        drawn.append(np.load(tmp_path / "samples" / "samples.npy"))
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
 
@@ -181,7 +182,7 @@ def test_overwrite_starts_anew(run, tmp_path):
     assert run(*RBM, "--steps", 5, "--out", tmp_path)[0] == 0
     assert run(*RBM, "--steps", 10, "--seed", 5, "--overwrite", "--out", tmp_path)[0] == 0
     assert state(tmp_path)["step"] == 10
-    assert [row["step"] for row in files.read_metrics(tmp_path / "metrics.jsonl")] == [5, 10]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [5, 10]
 
 
 def test_info(run):
@@ -200,9 +201,9 @@ def test_bench_forwards_its_options(run):
 
 
 def test_demo(run, tmp_path, monkeypatch):
-    from genfast.cli import demo
+    from genfast.training import demo
 
-    monkeypatch.setattr(demo, "_EPOCHS", 3)
+    monkeypatch.setattr(demo, "EPOCHS", 3)
     code, out, err = run("demo", "--out", tmp_path)
     assert code == 0, err
     assert is_png(tmp_path / "demo.png")

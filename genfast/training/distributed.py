@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genfast._errors import RunError, option
 from genfast._optional import require
-from genfast.cli.errors import CommandError
 
 
 class Processes:
@@ -27,9 +27,7 @@ class Processes:
         strategies = require("lightning_fabric.strategies", "training on several processes")
         local = _environment_integer("LOCAL_WORLD_SIZE", self.size)
         if kind == "cuda" and local > torch.cuda.device_count():
-            raise CommandError(
-                f"torchrun started {local} processes here, but torch sees {torch.cuda.device_count()} GPUs"
-            )
+            raise RunError(f"torchrun started {local} processes here, but torch sees {torch.cuda.device_count()} GPUs")
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         # The persistent chains are a buffer, and each rank has its own.
         strategy = strategies.DDPStrategy(broadcast_buffers=False)
@@ -82,23 +80,23 @@ class Processes:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`: "auto" is a GPU where there is one.
+    """The device of this name: "auto" is a GPU where there is one.
 
     Raises:
-        CommandError: there is no such device.
+        RunError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise CommandError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N") from error
+        raise RunError(f"{option('device')}: got {name!r}, want auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        raise CommandError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N")
+        raise RunError(f"{option('device')}: got {name!r}, want auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise CommandError("--device cuda: torch sees no GPU here (`genfast info` shows what there is)")
+        raise RunError(f"{option('device')} cuda: torch sees no GPU here (`genfast info` shows what there is)")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CommandError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs")
+        raise RunError(f"{option('device')} {name}: torch sees {torch.cuda.device_count()} GPUs")
     return device
 
 
@@ -107,4 +105,4 @@ def _environment_integer(name: str, default: int) -> int:
     try:
         return int(value)
     except ValueError as error:
-        raise CommandError(f"the environment variable {name} is {value!r}, want an integer") from error
+        raise RunError(f"the environment variable {name} is {value!r}, want an integer") from error

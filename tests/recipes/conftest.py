@@ -1,0 +1,6 @@
+"""Recipes, trained."""
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")

@@ -1,0 +1,6 @@
+"""Training from Python."""
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
