@@ -151,7 +151,10 @@ def test_build_report(tmp_path):
     objects = ["genfast_avx2.dir/csrc/ops/planar/planar_cpu.cpp.o", "_C.dir/csrc/ops/planar/planar_args.cpp.o"]
     (tmp_path / "build.ninja").write_text("".join(f"build CMakeFiles/{o}: CXX_COMPILER x\n" for o in objects))
     log = ["# ninja log v5", *(f"0\t{t}\t0\tCMakeFiles/{objects[0]}\tx" for t in (9000, 1500))]
-    log += [f"1000\t1250\t0\tCMakeFiles/{objects[1]}\tx", "0\t77000\t0\tCMakeFiles/_C.dir/csrc/ops/planar/gone.cpp.o\tx"]
+    log += [
+        f"1000\t1250\t0\tCMakeFiles/{objects[1]}\tx",
+        "0\t77000\t0\tCMakeFiles/_C.dir/csrc/ops/planar/gone.cpp.o\tx",
+    ]
     (tmp_path / ".ninja_log").write_text("\n".join(log) + "\n")
     assert build_report.seconds(tmp_path) == {("planar", "avx2"): 1.5, ("planar", "binding"): 0.25}
     (tmp_path / "tests.xml").write_text(

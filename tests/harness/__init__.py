@@ -24,8 +24,8 @@ from tests.harness.transforms import TransformTests
 from tests.harness.values import ValueTests
 
 __all__ = [
-    "HALF", "BadInput", "OpSpec", "OpTests", "RecordOps", "Small", "cotangents_of", "parametrize", "relative_error", "vjp",
-    "with_gradients",
+    "HALF", "BadInput", "OpSpec", "OpTests", "RecordOps", "Small", "cotangents_of", "parametrize", "relative_error",
+    "vjp", "with_gradients",
 ]  # fmt: skip
 
 

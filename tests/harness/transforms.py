@@ -81,9 +81,7 @@ class TransformTests:
                     torch.autograd.grad(jacrev(h)(x)[0].square().sum(), wanted, allow_unused=True) for h in (f, r)
                 )
                 zeros = [torch.zeros_like(w) for w in wanted]
-                got, want = (
-                    [z if g is None else g for g, z in zip(gs, zeros, strict=True)] for gs in (got, want)
-                )
+                got, want = ([z if g is None else g for g, z in zip(gs, zeros, strict=True)] for gs in (got, want))
                 self._same(got, want, limit, f"gradient of jacrev in {name}")
 
     @pytest.mark.parametrize("live", [False, True], ids=["no gradient", "gradients too"])
