@@ -6,7 +6,7 @@ from torch import Tensor
 from genfast import _native
 from genfast._backend import use_reference
 from genfast._differentiable import differentiable
-from genfast._register import define
+from genfast._register import define, is_plain
 from genfast.ops import _checks as check
 from genfast.reference import rbm as reference
 
@@ -26,7 +26,7 @@ def _outputs(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, beta: Tensor, clamp: Tensor | None, seed: Tensor, n_steps: int,
     first_chain: int, first_step: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return v.new_empty(v.shape), v.new_empty(v.shape[0], W.shape[1])
+    return check.like(v), v.new_empty((v.shape[0], W.shape[1]))
 
 
 def _gibbs(
@@ -84,6 +84,8 @@ def _refuse(status: int, v: Tensor) -> None:
             "got NaN or infinity"
         )
 
+
+_ONE = torch.ones(1)  # the usual beta
 
 # Weights are raised to float32 anyway, and states keep their dtype.
 _gibbs_op = define("rbm_gibbs", _outputs, launch=_gibbs, autocast=False)
@@ -225,6 +227,13 @@ def rbm_gibbs(
     ):  # fmt: skip
         if number < least:
             raise ValueError(f"{name}: got {number}, want at least {least}")
+    plain = not torch.compiler.is_compiling() and v.is_cpu and is_plain((v, W, vbias, hbias))
+    if plain and clamp is None and isinstance(beta, float | int) and not use_reference(v):
+        betas = _ONE if beta == 1 else torch.full((1,), float(beta), dtype=torch.float32)
+        key = _seed(seed, generator, v.device)
+        tensors = [t if t.is_contiguous() else t.contiguous() for t in (rows, W, vbias, hbias)]
+        out_v, out_h = _gibbs(*tensors, betas, None, key, n_steps, first_chain, first_step)
+        return (out_v, out_h) if v.dim() == 2 else (out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1]))
     betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v.device)
     parameters = [t.detach() if t.requires_grad else t for t in (rows, W, vbias, hbias)]
     if use_reference(v):
