@@ -76,6 +76,7 @@ class Differentiable:
         kinds = arguments(allocate)
         names = list(kinds)
         self._n_tensors = sum(kind in _TENSOR for kind in kinds.values())
+        self._of_constants = (None,) * (len(names) - self._n_tensors)  # their gradients
         if any(kind in _TENSOR for kind in list(kinds.values())[self._n_tensors :]):
             raise TypeError(f"{name}: tensors come first among the arguments, then constants")
         backward = backward or _like_the_inputs(kinds, outputs)
@@ -111,8 +112,10 @@ class Differentiable:
         tensors = args[: self._n_tensors]
         if not is_plain(tensors):
             return self.op(*args)
-        if torch.is_grad_enabled() and _requires_grad(tensors):
-            return self._ordinary.apply(*args)
+        if torch.is_grad_enabled():
+            for t in tensors:
+                if t is not None and t.requires_grad:
+                    return self._ordinary.apply(*args)
         return self._run(*args)
 
     def _call_reference(self, args: tuple[Any, ...], autocast: bool) -> Any:
@@ -165,13 +168,14 @@ class Differentiable:
             ctx.mark_non_differentiable(*(o for o in outputs[self._n_grads :] if o is not None))
 
     def _to_arguments(
-        self, ctx: Any, saved: tuple[Any, ...], grads: tuple[Tensor, ...], found: tuple[Tensor | None, ...]
+        self, ctx: Any, saved: tuple[Any, ...], grads: tuple[Tensor, ...], found: Any
     ) -> tuple[Tensor | None, ...]:
         """Gradients of the tensors as one entry, or None, for each argument."""
+        if isinstance(found, Tensor):
+            found = (found,)
         if self._gradients is not None:
             found = self._gradients(saved, ctx.constants, grads, found)
-        needs = ctx.needs_input_grad
-        return (*[g if n else None for g, n in zip(found, needs, strict=False)], *[None] * len(ctx.constants))
+        return (*found, *self._of_constants)
 
     def _vjp_of_reference(self, names: list[str]) -> Callable[..., tuple[Tensor, ...]]:
         """The backward in plain PyTorch, with its arguments: what second derivatives and forward mode go through."""
@@ -223,10 +227,9 @@ class Differentiable:
                 saved = ctx.saved_tensors
                 args = operation._arguments(ctx, saved, grads)
                 if is_plain(grads) and not (torch.is_grad_enabled() and _requires_grad(args)):
-                    found = operation._run_backward(*args)
-                else:
-                    found = operation.backward_op(*args)
-                return operation._to_arguments(ctx, saved, grads, as_tuple(found))
+                    return operation._to_arguments(ctx, saved, grads, operation._run_backward(*args))
+                found = operation._to_arguments(ctx, saved, grads, operation.backward_op(*args))
+                return tuple(g if n else None for g, n in zip(found, ctx.needs_input_grad, strict=True))
 
         Ordinary.__name__ = Ordinary.__qualname__ = f"genfast_{self.name}"
         return Ordinary
@@ -247,7 +250,9 @@ class Differentiable:
             def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
                 saved = ctx.saved_tensors
                 found = operation.backward_op(*operation._arguments(ctx, saved, grads))
-                return operation._to_arguments(ctx, saved, grads, as_tuple(found))
+                arguments = operation._to_arguments(ctx, saved, grads, found)
+                # the op fills in what its kernel leaves out
+                return tuple(g if n else None for g, n in zip(arguments, ctx.needs_input_grad, strict=True))
 
         OfOp.__name__ = OfOp.__qualname__ = f"genfast_{self.name}"
         return OfOp

@@ -25,7 +25,9 @@ def _outputs(
 
 def _near(t: Tensor | None) -> Tensor | None:
     """A matrix whose columns lie close together; the kernels read others in place too, but slowly."""
-    return t.contiguous() if t is not None and t.stride(1) > 2 and t.shape[1] > 1 else t
+    if t is None or t.is_contiguous():
+        return t
+    return t.contiguous() if t.stride(1) > 2 and t.shape[1] > 1 else t
 
 
 def _forward(

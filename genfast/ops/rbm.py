@@ -231,8 +231,8 @@ def rbm_gibbs(
     if plain and clamp is None and isinstance(beta, float | int) and not use_reference(v):
         betas = _ONE if beta == 1 else torch.full((1,), float(beta), dtype=torch.float32)
         key = _seed(seed, generator, v.device)
-        tensors = [t if t.is_contiguous() else t.contiguous() for t in (rows, W, vbias, hbias)]
-        out_v, out_h = _gibbs(*tensors, betas, None, key, n_steps, first_chain, first_step)
+        rows, W, vbias, hbias = (t if t.is_contiguous() else t.contiguous() for t in (rows, W, vbias, hbias))
+        out_v, out_h = _gibbs(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
         return (out_v, out_h) if v.dim() == 2 else (out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1]))
     betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v.device)
     parameters = [t.detach() if t.requires_grad else t for t in (rows, W, vbias, hbias)]
