@@ -219,7 +219,8 @@ def is_plain(tensors: Sequence[Tensor | None]) -> bool:
         kind = type(t)
         if kind is not Tensor and kind is not Parameter:
             return False
-        # left over from a transform that ended; or batched gradients, by the vmap that came before torch.func
-        if _C._functorch.is_functorch_wrapped_tensor(t) or _C._functorch.is_legacy_batchedtensor(t):
+        # left over from a transform that ended; batched gradients, by the vmap that came before torch.func; negated in
+        # name only, as the imaginary part of a conjugate is
+        if _C._functorch.is_functorch_wrapped_tensor(t) or _C._functorch.is_legacy_batchedtensor(t) or t.is_neg():
             return False
     return True

@@ -42,6 +42,21 @@ class InputTests:
         for a, b in zip(spec.function(**expanded, **variant), want, strict=True):
             assert relative_error(a, b[:1].expand(n, *b.shape[1:])) <= 1e-12
 
+    def test_lazily_negated_arguments(self, native, variant):
+        """The imaginary part of a conjugate has its numbers in memory with the other sign."""
+        spec = self.spec
+        tensors = spec.inputs(spec.cases[0], torch.float64)
+        negated = {k: torch.complex(torch.zeros_like(v), -v).conj().imag for k, v in tensors.items()}
+        assert all(v.is_neg() for v in negated.values())
+        outputs = spec.function(**tensors, **variant)
+        cotangents = cotangents_of(outputs)
+        want = vjp(spec.function, tensors, variant, cotangents)
+        leaves = {k: v.requires_grad_() for k, v in negated.items()}
+        out = spec.function(**leaves, **variant)
+        got = torch.autograd.grad(out, list(leaves.values()), cotangents)
+        for a, b in zip([*out, *got], [*want[0], *want[1].values()], strict=True):
+            assert relative_error(a, b) <= 1e-12
+
     def test_strided_gradients(self, kernels, variant):
         """Gradients of strided arguments and from strided cotangents are those of contiguous ones."""
         spec = self.spec
