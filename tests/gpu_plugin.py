@@ -89,7 +89,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if call.when == "call" and call.excinfo is not None and item.get_closest_marker("cuda") and device_lost():
         note(test=item.nodeid, lost=call.excinfo.exconly())
-        if "PYTEST_XDIST_WORKER" in os.environ:
+        if hasattr(item.config, "workerinput"):  # a worker of xdist
             os._exit(3)
         pytest.exit(f"the GPU is lost to this process after {item.nodeid}", returncode=3)
     return report
