@@ -128,6 +128,25 @@ def test_one_openmp_runtime():
     assert runtimes == output_of(sys.executable, "-c", torch_first).splitlines()
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
+def test_short_calls_start_no_threads():
+    """A region of OpenMP costs more than they take; results do not depend on it."""
+    if not _native.load().build_info()["openmp"]:
+        pytest.skip("built without OpenMP")
+    code = (
+        "import os, torch; from genfast import _native; torch.set_num_threads(2)\n"
+        "def threads(n, k):\n"
+        "    z, w = torch.ones(n, 2), torch.zeros(k, 2)\n"
+        "    _native.planar_forward(z, w, w, w[:, 0].contiguous(), False, z.clone(), z[:, 0].clone())\n"
+        "    return len(os.listdir('/proc/self/task'))\n"
+        "print(threads(1, 1), threads(1024, 2), threads(4096, 64))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    none, short, long = map(int, done.stdout.split())
+    assert short == none
+    assert long > none
+
+
 OBJECTS = sorted((ROOT / "build").glob("*/CMakeFiles/genfast_avx*.dir/**/*.o")) if shutil.which("nm") else []
 
 
