@@ -111,7 +111,7 @@ def _machine(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor
 
 def _beta(beta: float | Tensor, v: Tensor, batch: torch.Size) -> Tensor:
     if not isinstance(beta, Tensor):
-        return torch.full((1,), float(beta), dtype=torch.float32, device=v.device)
+        return v.new_full((1,), float(beta), dtype=torch.float32)
     if beta.device != v.device:
         raise ValueError(f"beta: got a tensor on {beta.device}, want {v.device} like v")
     if beta.dim() and beta.shape != batch:
@@ -135,8 +135,11 @@ def _clamp(clamp: Tensor | None, v: Tensor) -> Tensor | None:
     return clamp if clamp.dim() == 1 else clamp.reshape(-1, clamp.shape[-1])
 
 
-def _seed(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def _seed(seed: int | Tensor | None, generator: torch.Generator | None, v: Tensor) -> Tensor:
+    device = v.device
     if seed is None:
+        if type(v) is not Tensor:  # a fake tensor: the seed is one too
+            return v.new_empty((), dtype=torch.int64).random_(generator=generator)
         at = device if generator is None else generator.device
         drawn = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=at, generator=generator)
         return drawn.to(device)
@@ -148,7 +151,7 @@ def _seed(seed: int | Tensor | None, generator: torch.Generator | None, device: 
         if not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed: got {seed}, want 64 bits")
         signed = seed - 2**64 if seed >= 2**63 else seed
-        return torch.full((), signed, dtype=torch.int64, device=device)
+        return v.new_full((), signed, dtype=torch.int64)
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise TypeError(f"seed: got {seed.dtype} {list(seed.shape)}, want an int or an int64 tensor of one element")
     if seed.device != device:
@@ -230,11 +233,11 @@ def rbm_gibbs(
     plain = not torch.compiler.is_compiling() and v.is_cpu and is_plain((v, W, vbias, hbias))
     if plain and clamp is None and isinstance(beta, float | int) and not use_reference(v):
         betas = _ONE if beta == 1 else torch.full((1,), float(beta), dtype=torch.float32)
-        key = _seed(seed, generator, v.device)
+        key = _seed(seed, generator, v)
         rows, W, vbias, hbias = (t if t.is_contiguous() else t.contiguous() for t in (rows, W, vbias, hbias))
         out_v, out_h = _gibbs(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
         return (out_v, out_h) if v.dim() == 2 else (out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1]))
-    betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v.device)
+    betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v)
     parameters = [t.detach() if t.requires_grad else t for t in (rows, W, vbias, hbias)]
     if use_reference(v):
         out_v, out_h = reference.rbm_gibbs(

@@ -1,10 +1,12 @@
 """The description of an op from which all its shared tests are made, and what these tests compare with."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,6 +75,10 @@ class OpSpec:
     small: dict[str, Small] = dataclasses.field(default_factory=dict)
 
     @property
+    def differentiable(self) -> bool:
+        return "states" not in self.outputs
+
+    @property
     def mapped(self) -> str:
         """The argument that is mapped to the first output: the first one made."""
         return next(iter(self.make(self.cases[0], torch.Generator())))
@@ -120,10 +126,24 @@ def cotangents_of(outputs: Sequence[Tensor], dtype: torch.dtype = torch.float64)
     return [torch.randn(o.shape, generator=g, dtype=dtype).to(o.device) for o in outputs]
 
 
+def needs_gradients(test):
+    """Marks a test of derivatives, which a sampler has none of."""
+
+    @functools.wraps(test)
+    def run(self, *args, **kwargs):
+        if not self.spec.differentiable:
+            pytest.skip("draws states: no gradient")
+        return test(self, *args, **kwargs)
+
+    return run
+
+
 def vjp(function, tensors, options, cotangents, only=None):
     """Outputs and gradients of all differentiable tensors, or of those named."""
     leaves = with_gradients(tensors, only)
     out = function(**leaves, **options)
+    if not any(o.requires_grad for o in out):  # a sampler
+        return list(out), {}
     names = [k for k, v in leaves.items() if v.requires_grad]
     grads = torch.autograd.grad(
         out,

@@ -8,7 +8,7 @@ import torch
 import genfast
 from genfast import ops
 from genfast.reference import rbm as reference
-from tests.harness import RecordOps
+from tests.harness import OpSpec, OpTests, RecordOps
 
 # Chi-square tests are passed by a right sampler except with this probability; the seeds are fixed.
 FALSE_ALARM = 1e-6
@@ -37,6 +37,25 @@ def same(got, want):
 def chi_square_limit(degrees):
     """The quantile of 1 - FALSE_ALARM (Wilson & Hilferty; z = 4.7534)."""
     return degrees * (1 - 2 / (9 * degrees) + 4.7534 * math.sqrt(2 / (9 * degrees))) ** 3
+
+
+def make(case, generator):
+    n, nv, nh, density = case
+    randn = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64) * 0.3  # noqa: E731
+    v = (torch.rand(n, nv, generator=generator) < density).double()
+    return {"v": v, "W": randn(nv, nh), "vbias": randn(nv), "hbias": randn(nh)}
+
+
+def gibbs(v, W, vbias, hbias, **options):
+    return ops.rbm_gibbs(v, W, vbias, hbias, **options)
+
+
+class TestGibbs(OpTests):
+    spec = OpSpec(
+        name="rbm_gibbs", function=gibbs, reference=reference.rbm_gibbs, make=make, outputs=["states", "states"],
+        cases=[(5, 7, 3, 0.5), (3, 33, 40, 0.3), (130, 70, 65, 0.2)], rows=["v"], like="W", any_dtype=["v"],
+        variants={"one sweep": {"seed": 5}, "three sweeps": {"seed": 6, "n_steps": 3, "beta": 0.5}},
+    )  # fmt: skip
 
 
 # --- the same bits everywhere -----------------------------------------------------------------------------------------
