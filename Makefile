@@ -2,7 +2,7 @@
 #   make demo PYTHON=python3.12      another interpreter
 #   make test PYTEST_ARGS="-k planar -x"
 #   GENFAST_CUDA=ON|OFF|AUTO, GENFAST_CUDA_ARCHS="80;90"   as in CMakeLists.txt
-# Unlike pip install, make builds for the machine at hand: the CUDA kernels only where there is a GPU (or where asked).
+# Unlike pip install, make builds the CUDA kernels only where there is a GPU (or where asked).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,19 +13,18 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto
 BENCH_ARGS ?=
-HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
-GENFAST_CUDA ?= $(if $(HAS_GPU),AUTO,OFF)
-GENFAST_CUDA_ARCHS ?= $(if $(HAS_GPU),native)
+GENFAST_CUDA ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo AUTO || echo OFF)
+GENFAST_CUDA_ARCHS ?=
+export GENFAST_CUDA GENFAST_CUDA_ARCHS
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-TEST_SOURCES := $(wildcard tests/csrc/*)
+TEST_SOURCES := $(wildcard tests/csrc/*.* tests/csrc/*/*.*)
 CONFIG := GENFAST_CUDA=$(GENFAST_CUDA) GENFAST_CUDA_ARCHS=$(GENFAST_CUDA_ARCHS)
-EDITABLE := --no-build-isolation -c constraints-dev.txt -C build-dir=build/make \
-	-C cmake.define.GENFAST_CUDA='$(GENFAST_CUDA)' -C cmake.define.GENFAST_CUDA_ARCHS='$(GENFAST_CUDA_ARCHS)' \
-	-C cmake.define.GENFAST_SIMT=ON
+# The Python files where they lie; the extension beside them is built by scripts/dev_build.sh.
+EDITABLE := --no-build-isolation -c constraints-dev.txt -C wheel.cmake=false
 
 .PHONY: help demo test bench bench-table lint format docs install hooks clean
 
@@ -94,8 +93,13 @@ $(STAMPS)/build-tools: $(STAMPS)/venv constraints-dev.txt
 $(STAMPS)/config: $(STAMPS)/venv FORCE
 	@echo '$(CONFIG)' | cmp -s - $@ || echo '$(CONFIG)' > $@
 
-$(STAMPS)/package: $(STAMPS)/build-tools $(STAMPS)/config pyproject.toml CMakeLists.txt $(CXX_SOURCES)
-	@echo "make: building genfast ($(CONFIG))"
+$(STAMPS)/extension: $(STAMPS)/build-tools $(STAMPS)/config $(wildcard cmake/*) CMakeLists.txt scripts/dev_build.sh $(CXX_SOURCES)
+	@echo "make: building the kernels ($(CONFIG))"
+	@PYTHON=$(BIN)/python scripts/dev_build.sh
+	@touch $@
+
+$(STAMPS)/package: $(STAMPS)/extension pyproject.toml
+	@echo "make: installing genfast"
 	@$(PIP) install $(EDITABLE) -e '.[train]'
 	@touch $@
 

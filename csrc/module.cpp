@@ -16,6 +16,8 @@ namespace py = pybind11;
 
 namespace gf {
 
+extern const char kSourceHash[];  // written by cmake/source_hash.cmake
+
 namespace {
 
 struct Variant {
@@ -85,6 +87,7 @@ py::dict build_info() {
   d["cpu_targets"] = cpu;
   d["cpu_target"] = target().name;
   d["compiler"] = GF_COMPILER;
+  d["sources"] = static_cast<const char*>(kSourceHash);
 #if defined(GF_HAVE_CUDA)
   d["cuda"] = true;
 #else

@@ -1,10 +1,14 @@
 """Loads the extension module and answers what it can do."""
 
 import functools
+import hashlib
 import importlib
+import importlib.machinery
 import os
 import platform
 import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,11 @@ def load() -> Any:
     """The extension module; loaded on first use, so that `import genfast` works and can explain what is wrong.
 
     Raises:
-        NativeError: it is missing or does not load; the message says why and what to do.
+        NativeError: it is missing, does not load, or lies in two places; the message says why and what to do.
     """
+    import genfast
+
+    _refuse_two(extensions(genfast.__path__))
     try:
         module = importlib.import_module("genfast._C")
     except ImportError as error:
@@ -31,10 +38,48 @@ def load() -> Any:
             "`pip install --force-reinstall --no-deps genfast` (from a checkout: `pip install .`), or use plain "
             'PyTorch with `genfast.set_backend("reference")`.'
         ) from error
+    if is_stale(module):
+        warnings.warn(
+            f"genfast's kernels in {module.__file__} were built from other sources than this checkout's csrc/ holds; "
+            "build them anew with scripts/dev_build.sh",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     target = os.environ.get("GENFAST_CPU_TARGET")
     if target:
         module.set_cpu_target(target)
     return module
+
+
+def extensions(folders: Iterable[str]) -> list[Path]:
+    """The extension files that this Python could load from these folders, each once."""
+    found = (Path(folder) / f"_C{end}" for folder in folders for end in importlib.machinery.EXTENSION_SUFFIXES)
+    return sorted({path.resolve() for path in found if path.is_file()})
+
+
+def _refuse_two(files: list[Path]) -> None:
+    if len(files) > 1 and len({path.read_bytes() for path in files}) > 1:
+        raise NativeError(
+            f"genfast's compiled extension lies in {len(files)} places, and the files differ: "
+            f"{', '.join(map(str, files))}. Remove the older one, so that it is clear which kernels run."
+        )
+
+
+def source_hash() -> str | None:
+    """The hash of the checkout's sources of the extension, as cmake/source_hash.cmake makes it; None outside of one."""
+    root = Path(__file__).parents[1]
+    if not (root / "cmake" / "source_hash.cmake").is_file():
+        return None
+    kinds = {".h", ".cuh", ".cpp", ".cu"}
+    names = [p.relative_to(root).as_posix() for p in (root / "csrc").rglob("*") if p.suffix in kinds]
+    lines = (f"{hashlib.sha256((root / n).read_bytes()).hexdigest()} {n}\n" for n in sorted([*names, "CMakeLists.txt"]))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def is_stale(module: Any) -> bool:
+    """Whether the extension was built from other sources than the checkout around it holds."""
+    here = source_hash()
+    return here is not None and module.build_info().get("sources") != here
 
 
 def __getattr__(name: str) -> Any:
@@ -79,6 +124,8 @@ def info() -> dict[str, Any]:
         facts["extension"] = f"NOT LOADED: {error}"
         return facts
     facts["extension"] = str(getattr(sys.modules.get("genfast._C"), "__file__", "?"))
+    if is_stale(load()):
+        facts["extension"] += " (STALE: built from other sources than csrc/ holds; run scripts/dev_build.sh)"
     facts["compiler"] = build["compiler"]
     facts["CPU kernels"] = f"{build['cpu_target']} (of {', '.join(build['cpu_targets'])})"
     facts["OpenMP"] = f"{build['threads']} threads, {_libgomp()}" if build["openmp"] else "no"

@@ -1,5 +1,6 @@
 """What the build promises: one visible symbol, no CUDA library at run time, torch's own OpenMP, portable objects."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,46 @@ ROOT = Path(__file__).parents[1]
 CSRC = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cuh", ".cpp", ".cu"})
 KERNELS = [p for p in CSRC if p.suffix == ".cu"]
 EXTENSION = Path(_native.load().__file__)
+
+
+def test_the_extension_is_that_of_the_sources():
+    """Tests of kernels that were built from other sources tell nothing."""
+    assert _native.load().build_info()["sources"] == _native.source_hash(), "run scripts/dev_build.sh"
+
+
+def test_a_stale_extension_says_so(monkeypatch):
+    monkeypatch.setattr(_native, "source_hash", lambda: "another")
+    with pytest.warns(RuntimeWarning, match=r"were built from other sources than this checkout's csrc/ holds"):
+        _native.load.__wrapped__()
+    assert "STALE" in _native.info()["extension"]
+
+
+def test_two_extensions_that_differ_are_refused(tmp_path):
+    """Which of them runs would be anybody's guess."""
+    copy = tmp_path / EXTENSION.name
+    shutil.copy(EXTENSION, copy)
+    code = f"import genfast; genfast.__path__.append({str(tmp_path)!r}); from genfast import _native; _native.load()"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0  # twice the same does no harm
+    copy.write_bytes(copy.read_bytes() + b"\0")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "lies in 2 places, and the files differ" in done.stderr
+    assert str(copy) in done.stderr
+    assert str(EXTENSION.resolve()) in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+@pytest.mark.parametrize(
+    ("environment", "argument", "heard"), [("nonsense", None, "nonsense"), ("OFF", "-DGENFAST_CUDA=other", "other")]
+)
+def test_options_come_from_the_environment(tmp_path, environment, argument, heard):
+    """An explicit -D wins."""
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), *([argument] if argument else [])]
+    done = subprocess.run(
+        command, env={**os.environ, "GENFAST_CUDA": environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert f"GENFAST_CUDA: got '{heard}', want AUTO, ON or OFF" in done.stderr
 
 
 def lines_with(pattern, files):
@@ -32,7 +73,8 @@ def output_of(*command):
 
 def test_every_op_with_a_cpu_kernel_has_a_cuda_kernel():
     assert KERNELS
-    assert {p.parent for p in KERNELS} == {p.parent for p in CSRC if p.name.endswith("_cpu.cpp")}
+    ops = [p for p in CSRC if p.is_relative_to(ROOT / "csrc" / "ops")]
+    assert {p.parent for p in KERNELS} == {p.parent for p in ops if p.name.endswith("_cpu.cpp")}
 
 
 def test_kernels_are_launched_by_launch_only():
@@ -100,3 +142,21 @@ def test_instruction_sets_share_no_function():
             if kind == "W" and isa not in name:
                 shared.append(f"{path.name} ({isa}): {name}")
     assert shared == []
+
+
+def test_build_report(tmp_path):
+    """Seconds of the last compilation of each object that the build still has."""
+    from scripts import build_report
+
+    objects = ["genfast_avx2.dir/csrc/ops/planar/planar_cpu.cpp.o", "_C.dir/csrc/ops/planar/planar_args.cpp.o"]
+    (tmp_path / "build.ninja").write_text("".join(f"build CMakeFiles/{o}: CXX_COMPILER x\n" for o in objects))
+    log = ["# ninja log v5", *(f"0\t{t}\t0\tCMakeFiles/{objects[0]}\tx" for t in (9000, 1500))]
+    log += [f"1000\t1250\t0\tCMakeFiles/{objects[1]}\tx", "0\t77000\t0\tCMakeFiles/_C.dir/csrc/ops/planar/gone.cpp.o\tx"]
+    (tmp_path / ".ninja_log").write_text("\n".join(log) + "\n")
+    assert build_report.seconds(tmp_path) == {("planar", "avx2"): 1.5, ("planar", "binding"): 0.25}
+    (tmp_path / "tests.xml").write_text(
+        '<testsuites><testsuite><testcase classname="tests.ops.test_rbm_gibbs" time="1.5"/>'
+        '<testcase classname="tests.ops.test_rbm_energy.TestX" time="2"/><testcase classname="tests.cli.a" time="4"/>'
+        "</testsuite></testsuites>"
+    )
+    assert build_report.test_seconds(tmp_path / "tests.xml") == {"rbm": 3.5, "(others)": 4.0}

@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "tests" / "csrc" / "test_simt.cu"
-CASES = ["indices", "shared", "warp", "reduce", "atomics", "mma", "async", "intrinsics"]
+CASES = ["indices", "shared", "warp", "reduce", "atomics", "mma", "intrinsics"]
 ORDERS = ["forward", "reverse", "random"]
 FLAGS = ["-std=c++17", "-O2", f"-I{ROOT / 'csrc'}"]
 
@@ -82,6 +82,16 @@ def test_unknown_order_is_refused(driver):
     done = run(driver, "indices", GENFAST_SIMT_ORDER="sideways")
     assert done.returncode == 1
     assert 'GENFAST_SIMT_ORDER is "sideways"; it must be "forward", "reverse" or "random"' in done.stdout
+
+
+def test_shared_memory_limit_is_raised_once_and_never_lowered(tmp_path):
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source, out = ROOT / "tests" / "csrc" / "test_launch.cpp", tmp_path / "test_launch"
+    fake = f"-I{source.parent / 'fake_cuda'}"
+    compile_with(compiler, *FLAGS, fake, "-D__CUDACC__", "-DGF_BACKEND=cuda", "-pthread", source, "-o", out)
+    assert subprocess.run([out], capture_output=True, text=True, check=False).stdout == "ok\n"
 
 
 @pytest.fixture(scope="module")

@@ -22,5 +22,8 @@ GF_HD int64_t row_chunks(int64_t n) {
   return n <= 0 ? 1 : (n + r - 1) / r;
 }
 
+// Numbers of a workspace in which each chunk sums `width` of them.
+GF_HD int64_t chunk_workspace(int64_t n, int64_t width) { return row_chunks(n) * width; }
+
 }  // namespace GF_BACKEND
 }  // namespace gf

@@ -63,6 +63,15 @@ constexpr double storage_epsilon<BFloat16>() {
   return 0x1p-7;
 }
 
+// The same of a dtype, in the type it is computed in.
+template <class T>
+GF_HD T storage_epsilon(DType t) {
+  return static_cast<T>(t == DType::f64   ? storage_epsilon<double>()
+                        : t == DType::f32 ? storage_epsilon<float>()
+                        : t == DType::f16 ? storage_epsilon<Half>()
+                                          : storage_epsilon<BFloat16>());
+}
+
 template <class To, class From>
 GF_HD To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
@@ -130,6 +139,12 @@ template <class S>
 struct TypeTag {
   using type = S;
 };
+
+// Calls f(TypeTag<T>{}) with the type that a floating dtype is computed in.
+template <class F>
+inline void dispatch_real(DType dtype, F&& f) {
+  dtype == DType::f64 ? f(TypeTag<double>{}) : f(TypeTag<float>{});
+}
 
 // Calls f(TypeTag<S>{}) with the storage type of a floating dtype.
 template <class F>

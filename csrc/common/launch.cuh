@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstddef>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -91,6 +93,24 @@ class DeviceGuard {
   bool entered_ = false;
 };
 
+// Lets a kernel have as much dynamic shared memory as the device gives a block; once a device and kernel, and never
+// less again, since a launch on another thread or in a captured graph may need it.
+inline cudaError_t raise_shared_limit(const void* kernel, int device) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int> > raised;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (raised.count({kernel, device})) return cudaSuccess;
+  int limit = 0;
+  cudaFuncAttributes attributes{};
+  cudaError_t error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 limit - static_cast<int>(attributes.sharedSizeBytes));
+  if (error == cudaSuccess) raised.insert({kernel, device});
+  return error;
+}
+
 inline void run(const char* name, const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,
                 void** arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -100,10 +120,8 @@ inline void run(const char* name, const void* kernel, dim3 grid, dim3 block, std
   };
   check("selecting the device", guard.enter(stream.device));
   constexpr std::size_t kLimitWithoutAsking = 48 * 1024;
-  if (shared_bytes > kLimitWithoutAsking) {
-    check("raising the limit of dynamic shared memory",
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-  }
+  if (shared_bytes > kLimitWithoutAsking)
+    check("raising the limit of dynamic shared memory", raise_shared_limit(kernel, stream.device));
   check("the launch",
         cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, static_cast<cudaStream_t>(stream.handle)));
 }

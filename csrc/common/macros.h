@@ -45,3 +45,4 @@ namespace cuda {}
 #endif
 
 #define GF_RESTRICT __restrict__
+#define GF_NOINLINE __attribute__((noinline))

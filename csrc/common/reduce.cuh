@@ -1,7 +1,7 @@
 // Warp and block reductions. Every thread gets the result, the order of the operations is fixed by the block's shape
 // alone (so a result is the same on every run), and N values reduce together for the price of one barrier.
 // Every thread of the warp or block must call; the block's size is a multiple of 32.
-//   float s = warp_sum(x);            also warp_max; warp_sum<8>(x) over each aligned group of 8 lanes
+//   float s = warp_sum(x);            warp_sum<8>(x) over each aligned group of 8 lanes
 //   float s = block_sum(x);           also block_max
 //   float v[3]; block_sum(v);         in place, three sums at once
 #pragma once
@@ -62,10 +62,6 @@ template <int Width = kWarpSize, class T, int N>
 __device__ __forceinline__ void warp_sum(T (&v)[N]) {
   warp_reduce<Width>(v, ReduceSum());
 }
-template <int Width = kWarpSize, class T, int N>
-__device__ __forceinline__ void warp_max(T (&v)[N]) {
-  warp_reduce<Width>(v, ReduceMax());
-}
 template <class T, int N>
 __device__ __forceinline__ void block_sum(T (&v)[N]) {
   block_reduce(v, ReduceSum());
@@ -79,12 +75,6 @@ template <int Width = kWarpSize, class T>
 __device__ __forceinline__ T warp_sum(T value) {
   T v[1] = {value};
   warp_reduce<Width>(v, ReduceSum());
-  return v[0];
-}
-template <int Width = kWarpSize, class T>
-__device__ __forceinline__ T warp_max(T value) {
-  T v[1] = {value};
-  warp_reduce<Width>(v, ReduceMax());
   return v[0];
 }
 template <class T>

@@ -40,11 +40,6 @@ BarrierVote block_barrier(const char* what, bool predicate, Site site);
 using Combine = void (*)(void* const* payloads);
 void warp_collective(const char* what, unsigned mask, void* payload, Combine combine, Site site);
 
-// Asynchronous copies of the running thread (async_copy.cpp); a null source stands for zeros.
-void async_copy(void* shared, const void* global, int bytes);
-void async_copy_commit();
-void async_copy_wait(int pending);
-
 int lane();
 int block_thread();
 unsigned char* dynamic_shared();

@@ -2,6 +2,7 @@
 // whole block where rows are wide. Where the width allows it, a lane moves 16 bytes at a time.
 #include "common/launch.cuh"
 #include "common/reduce.cuh"
+#include "common/rows.cuh"
 #include "ops/coupling/coupling_math.h"
 
 namespace gf {
@@ -18,45 +19,27 @@ struct Groups {
   unsigned packets;  // bit q: operand q can be read or written 16 bytes at a time
 };
 
-template <class S, int kVec>
-struct alignas(sizeof(S) * kVec) Packet {
-  S v[kVec];
-};
-
 // Numbers j ... j + kVec - 1 of row i. Which thread takes which numbers does not depend on how they are read.
-template <int kVec, class S, class T>
-__device__ __forceinline__ void load_row(const Strided& m, bool packet, int64_t i, int64_t j, T (&out)[kVec]) {
-  const S* p = static_cast<const S*>(m.data) + i * m.row;
-  if (kVec > 1 && packet) {
-    const Packet<S, kVec> x = *reinterpret_cast<const Packet<S, kVec>*>(p + j);
-    GF_UNROLL
-    for (int e = 0; e < kVec; ++e) out[e] = to_real(x.v[e]);
-  } else {
-    GF_UNROLL
-    for (int e = 0; e < kVec; ++e) out[e] = to_real(p[(j + e) * m.col]);
-  }
+template <int kVec, class T>
+__device__ __forceinline__ void load_row(const Strided& m, DType dtype, bool packet, int64_t i, int64_t j,
+                                         T (&out)[kVec]) {
+  if (kVec > 1 && packet) return load_packet(m.data, dtype, i * m.row + j, out);
+  GF_UNROLL
+  for (int e = 0; e < kVec; ++e) out[e] = load_number<T>(m.data, dtype, i * m.row + (j + e) * m.col);
 }
 
-template <int kVec, class S, class T>
-__device__ __forceinline__ void store_row(const StridedOut& m, bool packet, int64_t i, int64_t j, const T (&in)[kVec]) {
-  S* p = static_cast<S*>(m.data) + i * m.row;
-  if (kVec > 1 && packet) {
-    Packet<S, kVec> x;
-    GF_UNROLL
-    for (int e = 0; e < kVec; ++e) x.v[e] = from_real<S>(in[e]);
-    *reinterpret_cast<Packet<S, kVec>*>(p + j) = x;
-  } else {
-    GF_UNROLL
-    for (int e = 0; e < kVec; ++e) p[(j + e) * m.col] = from_real<S>(in[e]);
-  }
+template <int kVec, class T>
+__device__ __forceinline__ void store_row(const StridedOut& m, DType dtype, bool packet, int64_t i, int64_t j,
+                                          const T (&in)[kVec]) {
+  if (kVec > 1 && packet) return store_packet(m.data, dtype, i * m.row + j, in);
+  GF_UNROLL
+  for (int e = 0; e < kVec; ++e) store_number<T>(m.data, dtype, i * m.row + (j + e) * m.col, in[e]);
 }
 
-// Adds a value over the lanes of a group; all threads of the block take part.
+// Adds a value over the lanes of a row; all threads of the block take part.
 template <class T>
-__device__ __forceinline__ T group_sum(T value, int lanes) {
-  if (lanes > kWarpSize) return block_sum(value);
-  for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
-  return value;
+__device__ __forceinline__ T row_sum(T value, int lanes) {
+  return lanes > kWarpSize ? block_sum(value) : group_sum(value, lanes);
 }
 
 // Calls row(i, lane) for every row and every lane of its group, then done(i, lane) with all threads of the block
@@ -72,10 +55,8 @@ __device__ __forceinline__ void for_rows(int64_t n, Groups g, Row&& row, Done&& 
   }
 }
 
-template <ScaleMap kMap, bool kInverse, int kVec, class S>
-__device__ __forceinline__ void forward_rows(const CouplingForward& a, const ScaleConstants<compute_t<S>>& k,
-                                             Groups g) {
-  using T = compute_t<S>;
+template <ScaleMap kMap, int kVec, class T>
+__device__ __forceinline__ void forward_rows(const CouplingForward& a, const ScaleConstants<T>& k, Groups g) {
   T sum = T(0);
   for_rows(
       a.n, g,
@@ -83,29 +64,27 @@ __device__ __forceinline__ void forward_rows(const CouplingForward& a, const Sca
         GF_ROLLED  // unrolled, it spills
             for (int64_t j = static_cast<int64_t>(lane) * kVec; j < a.d; j += static_cast<int64_t>(g.lanes) * kVec) {
           T x[kVec], shift[kVec], raw[kVec];
-          load_row<kVec, S>(a.x, g.packets & 1u, i, j, x);
-          load_row<kVec, S>(a.shift, g.packets & 2u, i, j, shift);
-          load_row<kVec, S>(a.scale, g.packets & 4u, i, j, raw);
+          load_row<kVec>(a.x, a.dtype, g.packets & 1u, i, j, x);
+          load_row<kVec>(a.shift, a.dtype, g.packets & 2u, i, j, shift);
+          load_row<kVec>(a.scale, a.dtype, g.packets & 4u, i, j, raw);
           GF_UNROLL
           for (int e = 0; e < kVec; ++e) {
             const Scale<T> f = coupling_scale<kMap>(raw[e], k);
-            x[e] = coupling_apply<kInverse>(x[e], shift[e], f.s);
+            x[e] = coupling_apply(a.inverse, x[e], shift[e], f.s);
             sum += f.log_s;
           }
-          store_row<kVec, S>(StridedOut{a.y, a.d, 1}, g.packets & 8u, i, j, x);
+          store_row<kVec>(StridedOut{a.y, a.d, 1}, a.dtype, g.packets & 8u, i, j, x);
         }
       },
       [&](int64_t i, int lane) {
-        const T total = group_sum(sum, g.lanes);
-        if (lane == 0 && i < a.n) static_cast<T*>(a.log_det)[i] = kInverse ? -total : total;
+        const T total = row_sum(sum, g.lanes);
+        if (lane == 0 && i < a.n) static_cast<T*>(a.log_det)[i] = a.inverse ? -total : total;
         sum = T(0);
       });
 }
 
-template <ScaleMap kMap, bool kInverse, int kVec, class S>
-__device__ __forceinline__ void backward_rows(const CouplingBackward& a, const ScaleConstants<compute_t<S>>& k,
-                                              Groups g) {
-  using T = compute_t<S>;
+template <ScaleMap kMap, int kVec, class T>
+__device__ __forceinline__ void backward_rows(const CouplingBackward& a, const ScaleConstants<T>& k, Groups g) {
   for_rows(
       a.n, g,
       [&](int64_t i, int lane) {
@@ -113,20 +92,20 @@ __device__ __forceinline__ void backward_rows(const CouplingBackward& a, const S
         GF_ROLLED  // unrolled, it spills
             for (int64_t j = static_cast<int64_t>(lane) * kVec; j < a.d; j += static_cast<int64_t>(g.lanes) * kVec) {
           T grad[kVec], x[kVec], raw[kVec], shift[kVec];
-          load_row<kVec, S>(a.grad_y, g.packets & 1u, i, j, grad);
-          load_row<kVec, S>(a.kept, g.packets & 2u, i, j, x);
-          load_row<kVec, S>(a.scale, g.packets & 4u, i, j, raw);
+          load_row<kVec>(a.grad_y, a.dtype, g.packets & 1u, i, j, grad);
+          load_row<kVec>(a.kept, a.dtype, g.packets & 2u, i, j, x);
+          load_row<kVec>(a.scale, a.dtype, g.packets & 4u, i, j, raw);
           GF_UNROLL
           for (int e = 0; e < kVec; ++e) {
             const CouplingAdjoint<T> adjoint =
-                coupling_adjoint<kInverse>(grad[e], l, x[e], coupling_scale<kMap>(raw[e], k));
+                coupling_adjoint(a.inverse, grad[e], l, x[e], coupling_scale<kMap>(raw[e], k));
             grad[e] = adjoint.x;
             shift[e] = adjoint.shift;
             raw[e] = adjoint.raw;
           }
-          store_row<kVec, S>(StridedOut{a.grad_x, a.d, 1}, g.packets & 8u, i, j, grad);
-          if (a.grad_shift.data != nullptr) store_row<kVec, S>(a.grad_shift, g.packets & 16u, i, j, shift);
-          store_row<kVec, S>(a.grad_scale, g.packets & 32u, i, j, raw);
+          store_row<kVec>(StridedOut{a.grad_x, a.d, 1}, a.dtype, g.packets & 8u, i, j, grad);
+          if (a.grad_shift.data != nullptr) store_row<kVec>(a.grad_shift, a.dtype, g.packets & 16u, i, j, shift);
+          store_row<kVec>(a.grad_scale, a.dtype, g.packets & 32u, i, j, raw);
         }
       },
       [](int64_t, int) {});
@@ -150,21 +129,19 @@ __device__ __forceinline__ void backward_rows(const CouplingBackward& a, const S
       return call(ScaleMap::reciprocal_sigmoid); \
   }
 
-template <class S, int kVec, bool kInverse>
-__global__ void __launch_bounds__(kBlock)
-    coupling_forward_kernel(CouplingForward a, ScaleConstants<compute_t<S>> k, Groups g) {
-#define GF_CALL(map) forward_rows<map, kInverse, kVec, S>(a, k, g)
+template <class T, int kVec>
+__global__ void __launch_bounds__(kBlock) coupling_forward_kernel(CouplingForward a, ScaleConstants<T> k, Groups g) {
+#define GF_CALL(map) forward_rows<map, kVec>(a, k, g)
   GF_EACH_MAP(GF_CALL)
 #undef GF_CALL
 }
 
-template <class S, int kVec, bool kInverse>
-__global__ void __launch_bounds__(kBlock)
-    coupling_backward_kernel(CouplingBackward a, ScaleConstants<compute_t<S>> k, Groups g){
-#define GF_CALL(map) backward_rows<map, kInverse, kVec, S>(a, k, g)
-        GF_EACH_MAP(GF_CALL)
+template <class T, int kVec>
+__global__ void __launch_bounds__(kBlock) coupling_backward_kernel(CouplingBackward a, ScaleConstants<T> k, Groups g){
+#define GF_CALL(map) backward_rows<map, kVec>(a, k, g)
+    GF_EACH_MAP(GF_CALL)
 #undef GF_CALL
-    }
+}
 
 Groups groups_for(int64_t d, int vec, unsigned packets) {
   if (d >= kWideRow) return {kBlock, 8, packets};
@@ -176,56 +153,56 @@ Groups groups_for(int64_t d, int vec, unsigned packets) {
   return g;
 }
 
-// `bit` if packets of `vec` numbers of S can be read or written.
-template <class S, class M>
-unsigned packet_bit(const M& m, int vec, unsigned bit) {
+// Numbers that a thread moves at a time: 16 bytes of float; double, which is rare, goes one by one.
+template <class T>
+constexpr int kPacket = sizeof(T) == 4 ? 4 : 1;
+
+// `bit` if packets can be read or written.
+template <class T, class M>
+unsigned packet_bit(const M& m, DType dtype, unsigned bit) {
+  constexpr int vec = kPacket<T>;
   const bool adjacent = m.col == 1 && m.row % vec == 0;
-  return adjacent && reinterpret_cast<std::uintptr_t>(m.data) % (vec * sizeof(S)) == 0 ? bit : 0;
+  return adjacent && reinterpret_cast<std::uintptr_t>(m.data) % (vec * size_of(dtype)) == 0 ? bit : 0;
 }
 
-template <class S, bool kInverse>
+template <class T>
 void run_forward(const CouplingForward& a) {
-  constexpr int vec = 16 / sizeof(S);
-  const auto k = ScaleConstants<compute_t<S>>::from(a.spec);
+  constexpr int vec = kPacket<T>;
+  const auto k = ScaleConstants<T>::from(a.spec);
   const auto run = [&](auto kernel, const Groups& g) {
     const dim3 grid(blocks_for(a.n, kBlock / g.lanes));
     launch("coupling_forward", kernel, grid, dim3(kBlock), 0, a.stream, a, k, g);
   };
-  if (a.d % vec != 0) return run(coupling_forward_kernel<S, 1, kInverse>, groups_for(a.d, 1, 0));
-  const unsigned packets = packet_bit<S>(a.x, vec, 1) | packet_bit<S>(a.shift, vec, 2) |
-                           packet_bit<S>(a.scale, vec, 4) | packet_bit<S>(StridedOut{a.y, a.d, 1}, vec, 8);
-  run(coupling_forward_kernel<S, vec, kInverse>, groups_for(a.d, vec, packets));
+  if (a.d % vec != 0) return run(coupling_forward_kernel<T, 1>, groups_for(a.d, 1, 0));
+  const unsigned packets = packet_bit<T>(a.x, a.dtype, 1) | packet_bit<T>(a.shift, a.dtype, 2) |
+                           packet_bit<T>(a.scale, a.dtype, 4) | packet_bit<T>(StridedOut{a.y, a.d, 1}, a.dtype, 8);
+  run(coupling_forward_kernel<T, vec>, groups_for(a.d, vec, packets));
 }
 
-template <class S, bool kInverse>
+template <class T>
 void run_backward(const CouplingBackward& a) {
-  constexpr int vec = 16 / sizeof(S);
-  const auto k = ScaleConstants<compute_t<S>>::from(a.spec);
+  constexpr int vec = kPacket<T>;
+  const auto k = ScaleConstants<T>::from(a.spec);
   const auto run = [&](auto kernel, const Groups& g) {
     const dim3 grid(blocks_for(a.n, kBlock / g.lanes));
     launch("coupling_backward", kernel, grid, dim3(kBlock), 0, a.stream, a, k, g);
   };
-  if (a.d % vec != 0) return run(coupling_backward_kernel<S, 1, kInverse>, groups_for(a.d, 1, 0));
-  const unsigned packets = packet_bit<S>(a.grad_y, vec, 1) | packet_bit<S>(a.kept, vec, 2) |
-                           packet_bit<S>(a.scale, vec, 4) | packet_bit<S>(StridedOut{a.grad_x, a.d, 1}, vec, 8) |
-                           packet_bit<S>(a.grad_shift, vec, 16) | packet_bit<S>(a.grad_scale, vec, 32);
-  run(coupling_backward_kernel<S, vec, kInverse>, groups_for(a.d, vec, packets));
+  if (a.d % vec != 0) return run(coupling_backward_kernel<T, 1>, groups_for(a.d, 1, 0));
+  const unsigned packets = packet_bit<T>(a.grad_y, a.dtype, 1) | packet_bit<T>(a.kept, a.dtype, 2) |
+                           packet_bit<T>(a.scale, a.dtype, 4) |
+                           packet_bit<T>(StridedOut{a.grad_x, a.d, 1}, a.dtype, 8) |
+                           packet_bit<T>(a.grad_shift, a.dtype, 16) | packet_bit<T>(a.grad_scale, a.dtype, 32);
+  run(coupling_backward_kernel<T, vec>, groups_for(a.d, vec, packets));
 }
 
 }  // namespace
 
 void coupling_forward(const CouplingForward& a) {
-  dispatch_float(a.dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    a.inverse ? run_forward<S, true>(a) : run_forward<S, false>(a);
-  });
+  dispatch_real(a.dtype, [&](auto tag) { run_forward<typename decltype(tag)::type>(a); });
 }
 
 void coupling_backward(const CouplingBackward& a) {
-  dispatch_float(a.dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    a.inverse ? run_backward<S, true>(a) : run_backward<S, false>(a);
-  });
+  dispatch_real(a.dtype, [&](auto tag) { run_backward<typename decltype(tag)::type>(a); });
 }
 
 }  // namespace GF_BACKEND

@@ -164,23 +164,18 @@ struct CouplingAdjoint {
   R x, shift, raw;
 };
 
-template <bool kInverse, class R>
-GF_HD R coupling_apply(R x, R shift, R s) {
-  if constexpr (kInverse) return (x - shift) / s;
-  return fma(x, s, shift);
+template <class R>
+GF_HD R coupling_apply(bool inverse, R x, R shift, R s) {
+  return inverse ? (x - shift) / s : fma(x, s, shift);
 }
 
 // `x` is the side before scale and shift.
-template <bool kInverse, class R>
-GF_HD CouplingAdjoint<R> coupling_adjoint(R g, R l, R x, const Scale<R>& f) {
-  const R zero(0);
+template <class R>
+GF_HD CouplingAdjoint<R> coupling_adjoint(bool inverse, R g, R l, R x, const Scale<R>& f) {
+  const R gx = inverse ? g / f.s : g * f.s;
+  const R of_log_s = inverse ? -fma(g, x, l) : fma(gx, x, l);
   // Where s is saturated its gradient is 0, also if g x overflows.
-  if constexpr (kInverse) {
-    const R gx = g / f.s;
-    return {gx, -gx, select(f.slope == zero, zero, -fma(g, x, l) * f.slope)};
-  }
-  const R gx = g * f.s;
-  return {gx, g, select(f.slope == zero, zero, fma(gx, x, l) * f.slope)};
+  return {gx, inverse ? -gx : g, select(f.slope == R(0), R(0), of_log_s * f.slope)};
 }
 
 }  // namespace GF_BACKEND

@@ -39,7 +39,7 @@ struct PlanarBackward {
 
 // The numbers that a chunk of rows sums: gradients of w and u ([k, d] each) and of b ([k]), and c of planar_math.h
 // ([k]).
-inline int64_t planar_sums(const PlanarSizes& s) { return 2 * s.k * s.d + 2 * s.k; }
+GF_HD int64_t planar_sums(const PlanarSizes& s) { return 2 * s.k * s.d + 2 * s.k; }
 // A GPU's forward, run again: a, output and log_det.
 inline int64_t planar_recomputed(const PlanarSizes& s) { return s.k * s.n + s.n * s.d + s.n; }
 

@@ -43,7 +43,8 @@ GF_KERNEL(planar_backward, PlanarBackward) {
     if (f.a != nullptr && f.output == nullptr) throw std::invalid_argument("output: needed together with a, got None");
   });
   k.workspace(GF(workspace), DType::other, [](const Args& f, Backend b) {
-    return planar_sums(f.size) * row_chunks(f.size.n) + (on_gpu(b) && f.a == nullptr ? planar_recomputed(f.size) : 0);
+    return chunk_workspace(f.size.n, planar_sums(f.size)) +
+           (on_gpu(b) && f.a == nullptr ? planar_recomputed(f.size) : 0);
   });
   k.work([](const Args& f) { return static_cast<double>(f.size.n * f.size.k) * (2 + 0.2 * f.size.d); });
 }

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kBlock, 4) planar_wide_forward_kernel(PlanarFo
         sums[2] += abs(w * u);
       }
       block_sum(sums);
-      const T wu = f.inverse ? planar_invertible_wu(sums[1], sums[2], epsilon_of<T>(f.dtype)) : sums[1];
+      const T wu = f.inverse ? planar_invertible_wu(sums[1], sums[2], storage_epsilon<T>(f.dtype)) : sums[1];
       T a = sums[0] + load_number<T>(f.b, f.dtype, k);
       const Step<T> step = planar_step(a, wu, f.inverse);
       sum_log += step.log_q;
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kBlock, 4) planar_wide_backward_kernel(PlanarB
         sums[2] += abs(w * u);
       }
       block_sum(sums);
-      const T wu = f.inverse ? planar_invertible_wu(sums[1], sums[2], epsilon_of<T>(f.dtype)) : sums[1];
+      const T wu = f.inverse ? planar_invertible_wu(sums[1], sums[2], storage_epsilon<T>(f.dtype)) : sums[1];
       const PlanarLayer<T> layer = planar_layer(static_cast<const T*>(f.a)[k * n + row], wu);
       const PlanarAdjoint<T> adjoint =
           f.inverse ? planar_adjoint<true>(layer, wu, sums[0], l) : planar_adjoint<false>(layer, wu, sums[0], l);
@@ -220,44 +220,21 @@ __global__ void __launch_bounds__(kBlock, 4) planar_wide_backward_kernel(PlanarB
 // --- the sum over chunks
 // ----------------------------------------------------------------------------------------------
 
-// grad_w = sum part_w + u sum c, grad_u = sum part_u + w sum c, grad_b = sum part_b. A warp's lanes take neighbouring
-// entries, its block's warps every kWarps-th chunk each.
+// grad_w = sum part_w + u sum c, grad_u = sum part_u + w sum c, grad_b = sum part_b.
 template <class T>
 __global__ void __launch_bounds__(kBlock, 4) planar_reduce_kernel(PlanarBackward f, int64_t chunks) {
-  GF_SHARED(T, partial, [3][kWarps][kWarpSize]);
-  const int64_t kd = f.size.k * f.size.d, entries = kd + f.size.k, stride = 2 * kd + 2 * f.size.k;
-  const T* parts = static_cast<const T*>(f.workspace);
-  const int warp = warp_index(), lane = lane_index();
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kWarpSize; first < entries;
-       first += static_cast<int64_t>(gridDim.x) * kWarpSize) {
-    const int64_t i = first + lane;
-    const bool weight = i < kd;  // else the bias of layer i - kd
-    T sums[3] = {T(0), T(0), T(0)};
-    if (i < entries) {
-      const int64_t c_at = 2 * kd + f.size.k + (weight ? i / f.size.d : i - kd);
-      for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
-        const T* p = parts + chunk * stride;
-        sums[0] += weight ? p[i] : p[2 * kd + i - kd];
-        if (weight) {
-          sums[1] += p[kd + i];
-          sums[2] += p[c_at];
-        }
-      }
-    }
-    for (int q = 0; q < 3; ++q) partial[q][warp][lane] = sums[q];
-    __syncthreads();
-    if (warp == 0 && i < entries) {
-      for (int q = 0; q < 3; ++q)
-        for (int other = 1; other < kWarps; ++other) sums[q] += partial[q][other][lane];
-      if (weight) {
+  const int64_t kd = f.size.k * f.size.d;  // entries past it are biases
+  sum_chunks<3, kWarps>(
+      static_cast<const T*>(f.workspace), chunks, planar_sums(f.size), kd + f.size.k,
+      [&](int64_t i, int q) -> int64_t {
+        if (i >= kd) return q == 0 ? kd + i : -1;
+        return q == 0 ? i : q == 1 ? kd + i : 2 * kd + f.size.k + i / f.size.d;
+      },
+      [&](int64_t i, const T(&sums)[3]) {
+        if (i >= kd) return store_number<T>(f.grad_b, f.dtype, i - kd, sums[0]);
         store_number<T>(f.grad_w, f.dtype, i, fma(sums[2], load_number<T>(f.u, f.dtype, i), sums[0]));
         store_number<T>(f.grad_u, f.dtype, i, fma(sums[2], load_number<T>(f.w, f.dtype, i), sums[1]));
-      } else {
-        store_number<T>(f.grad_b, f.dtype, i - kd, sums[0]);
-      }
-    }
-    __syncthreads();
-  }
+      });
 }
 
 // --- launches
@@ -268,14 +245,6 @@ template <class T>
 constexpr int kMaxForward = sizeof(T) == 8 ? 16 : 32;
 template <class T>
 constexpr int kMaxBackward = kMaxForward<T> / 2;
-
-// f(integral_constant of kPer) with the smallest power of two that holds d numbers, at most kMax.
-template <int kMax, int kPer = 1, class F>
-void dispatch_per(int64_t d, F&& f) {
-  if constexpr (kPer < kMax)
-    if (d > kPer) return dispatch_per<kMax, 2 * kPer>(d, f);
-  f(std::integral_constant<int, kPer>{});
-}
 
 template <class T>
 Shape shape_of(const PlanarSizes& size, int per) {

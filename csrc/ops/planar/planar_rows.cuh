@@ -4,6 +4,7 @@
 #include "common/chunks.h"
 #include "common/launch.cuh"
 #include "common/reduce.cuh"
+#include "common/rows.cuh"
 #include "ops/planar/planar.h"
 #include "ops/planar/planar_math.h"
 
@@ -12,45 +13,6 @@ inline namespace GF_BACKEND {
 namespace planar {
 
 constexpr int kBlock = 128, kWarps = kBlock / kWarpSize;
-
-// Half types are converted where rows and weights are read and written; everything else is float or double.
-template <class T>
-__device__ __forceinline__ T load_number(const void* p, DType dtype, int64_t i) {
-  if constexpr (sizeof(T) == 8) {
-    return static_cast<const double*>(p)[i];
-  } else {
-    if (dtype == DType::f16) return to_real(static_cast<const Half*>(p)[i]);
-    if (dtype == DType::bf16) return to_real(static_cast<const BFloat16*>(p)[i]);
-    return static_cast<const float*>(p)[i];
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void store_number(void* p, DType dtype, int64_t i, T x) {
-  if constexpr (sizeof(T) == 8) {
-    static_cast<double*>(p)[i] = x;
-  } else if (dtype == DType::f16) {
-    static_cast<Half*>(p)[i] = from_real<Half>(x);
-  } else if (dtype == DType::bf16) {
-    static_cast<BFloat16*>(p)[i] = from_real<BFloat16>(x);
-  } else {
-    static_cast<float*>(p)[i] = x;
-  }
-}
-
-template <class T>
-__device__ __forceinline__ T epsilon_of(DType dtype) {
-  return dtype == DType::f16    ? T(storage_epsilon<Half>())
-         : dtype == DType::bf16 ? T(storage_epsilon<BFloat16>())
-         : dtype == DType::f32  ? T(storage_epsilon<float>())
-                                : T(storage_epsilon<double>());
-}
-
-template <class T>
-__device__ __forceinline__ T group_sum(T value, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
-  return value;
-}
 
 // The order in which a pass takes the layers.
 struct Order {
@@ -64,11 +26,6 @@ struct Shape {
   int lanes, log_lanes;
   int width;  // lanes * kPer >= d; the rest are zeros
   int tile;   // layers staged at a time
-};
-
-template <class T, int kVec>
-struct alignas(sizeof(T) * kVec) Packet {
-  T v[kVec];
 };
 
 template <class T, int kPer>
@@ -138,7 +95,7 @@ struct Tile {
       }
       warp_sum(sums);
       if (lane_index() == 0) {
-        wu[j] = inverse ? planar_invertible_wu(sums[0], sums[1], epsilon_of<T>(dtype)) : sums[0];
+        wu[j] = inverse ? planar_invertible_wu(sums[0], sums[1], storage_epsilon<T>(dtype)) : sums[0];
         b[j] = load_number<T>(b_in, dtype, order.layer(i0 + j));
       }
     }
@@ -176,31 +133,6 @@ struct Part {
     __syncthreads();
   }
 };
-
-// Sums each v[e] over the rows of a warp, which lie `lanes` threads apart, and hands every thread some of the sums: at
-// each step a thread keeps half of its numbers and gives the others away. f(e, sum) for those it ends up with.
-template <int kLeft, int kOffset, int kPer, class T, class F>
-__device__ __forceinline__ void sum_over_rows(T (&v)[kPer], int lanes, int base, F&& f) {
-  if constexpr (kOffset > 0) {
-    if (kOffset >= lanes) {
-      if constexpr (kLeft > 1) {
-        const bool upper = (lane_index() & kOffset) != 0;
-        GF_UNROLL
-        for (int i = 0; i < kLeft / 2; ++i) {
-          const T give = upper ? v[i] : v[i + kLeft / 2];
-          const T keep = upper ? v[i + kLeft / 2] : v[i];
-          v[i] = keep + __shfl_xor_sync(kFullWarp, give, kOffset);
-        }
-        return sum_over_rows<kLeft / 2, kOffset / 2>(v, lanes, base + (upper ? kLeft / 2 : 0), f);
-      } else {
-        v[0] += __shfl_xor_sync(kFullWarp, v[0], kOffset);
-        return sum_over_rows<1, kOffset / 2>(v, lanes, base, f);
-      }
-    }
-  }
-  GF_UNROLL
-  for (int i = 0; i < kLeft; ++i) f(base + i, v[i]);
-}
 
 }  // namespace planar
 }  // namespace GF_BACKEND

@@ -16,8 +16,6 @@ namespace gf {
 inline namespace GF_BACKEND {
 namespace {
 
-#define GF_NOINLINE __attribute__((noinline))
-
 constexpr int64_t kGrain = 1024;
 
 template <class T>
