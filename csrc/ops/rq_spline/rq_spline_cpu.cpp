@@ -386,15 +386,15 @@ void row_gradients(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants
 }
 
 template <class S>
-void shared_rows(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c, bool inverse,
-                 double* workspace) {
+void shared_rows(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c,
+                 const RqConstants<double>& wide, bool inverse, double* workspace) {
   using T = compute_t<S>;
   const bool backward = a.grad_w != nullptr;
   const RqChunks chunks = rq_chunks(z);
   const int64_t size = z.bins * kRqSums, longest = z.repeats < chunks.numbers ? z.repeats : chunks.numbers;
   parallel_for(chunks.count * z.all_rows, longest < kGrain ? kGrain / (longest + 16) + 1 : 1,
                [&](int64_t first, int64_t last) {
-                 RqTable<T> table(c);
+                 RqTable<T> table(c, wide);
                  Scratch<double> own(chunks.count == 1 ? size : 0);
                  for (int64_t unit = first; unit < last; ++unit) {
                    const int64_t row = unit % z.all_rows, begin = unit / z.all_rows * chunks.numbers;
@@ -419,7 +419,10 @@ template <class S>
 void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, double* workspace) {
   using T = compute_t<S>;
   const auto c = rq_constants<T>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
-  if (z.repeats < 1 || z.repeats > Native<T>::size) return shared_rows(a, z, c, o.inverse, workspace);
+  if (z.repeats < 1 || z.repeats > Native<T>::size) {
+    const auto wide = rq_constants<double>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
+    return shared_rows(a, z, c, wide, o.inverse, workspace);
+  }
   const Block<T> block = choose_block<T>(z.bins, o.inverse, a.grad_w != nullptr);
   parallel_for(z.all_rows, (kGrain + z.repeats - 1) / z.repeats,
                [&](int64_t begin, int64_t end) { rows(block, a, z, c, begin, end); });

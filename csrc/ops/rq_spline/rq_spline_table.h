@@ -1,5 +1,6 @@
 // A row of parameters as a table of its bins, for numbers that share it (CPU). Lanes are bins while the table is made,
-// and numbers when it is read: bins that fit into two registers are picked from there by a permutation.
+// and numbers when it is read: bins that fit into two registers are picked from there by a permutation. The table is
+// made in double, because a knot's rounding error, which all numbers share, would not average out of their sums.
 #pragma once
 
 #include <type_traits>
@@ -29,35 +30,46 @@ template <class T>
 class RqTable {
  public:
   using P = Native<T>;
+  using Wide = Native<double>;
   using U = RqUnits<P>;
   using Units = typename U::Units;
   using IntVec = typename P::IntVec;
 
-  explicit RqTable(const RqConstants<T>& c)
-      : c_(c), span_((c.bins + P::size - 1) / P::size * P::size), memory_(kAll * (span_ + P::size)) {
-    memset(memory_.get(), 0, kAll * (span_ + P::size) * sizeof(T));
+  // The same constants twice.
+  RqTable(const RqConstants<T>& c, const RqConstants<double>& wide)
+      : c_(c),
+        wide_(wide),
+        span_((c.bins + P::size - 1) / P::size * P::size),
+        fields_(kFields * span_),
+        row_(kRow * (span_ + P::size)) {
+    memset(row_.get(), 0, kRow * (span_ + P::size) * sizeof(double));
+    wide_.least_w = max(wide_.least_w, U::kLeast);
+    wide_.least_h = max(wide_.least_h, U::kLeast);
   }
 
   // Where logits and raw slopes go before `build`; no more slopes than bins.
-  T* widths() { return field(kWidths); }
-  T* heights() { return field(kHeights); }
-  T* slopes() { return field(kRaw) + 1; }
+  double* widths() { return row(kWidths); }
+  double* heights() { return row(kHeights); }
+  double* slopes() { return row(kRaw) + 1; }
 
   void build() {
-    const T scale_w = exponentials(widths(), c_.free_w), scale_h = exponentials(heights(), c_.free_h);
-    total_w_ = knots(widths(), scale_w, c_.least_w, field(kX), field(kUnitsW));
-    total_h_ = knots(heights(), scale_h, c_.least_h, field(kY), field(kUnitsH));
-    T* d = field(kSlopes) + 1;  // at the right ends of the bins; before them, at the left end of the first
-    const auto inner = P(0) != P(0);
-    for (int j = 0; j < span_; j += P::size) store(d + j, rq_slope(load<P>(slopes() + j), inner, c_).d);
+    double sum_w, sum_h;
+    const double scale_w = exponentials(widths(), wide_.free_w), scale_h = exponentials(heights(), wide_.free_h);
+    total_w_ = knots(widths(), scale_w, wide_.least_w, field(kX), field(kUnitsW), &sum_w);
+    total_h_ = knots(heights(), scale_h, wide_.least_h, field(kY), field(kUnitsH), &sum_h);
+    double* d = row(kSlopes) + 1;  // at the right ends of the bins; before them, at the left end of the first
+    const auto inner = Wide(0) != Wide(0);
+    for (int j = 0; j < span_; j += Wide::size) store(d + j, rq_slope(load<Wide>(slopes() + j), inner, wide_).d);
     d[-1] = 1;
     if (!c_.outer_slope) d[c_.bins - 1] = 1;
-    for (int j = 0; j < span_; j += P::size) {
-      const P size_w = fma(load<P>(widths() + j), P(scale_w), P(c_.least_w));
-      const P size_h = fma(load<P>(heights() + j), P(scale_h), P(c_.least_h));
-      const RqShape<P> s = rq_shape(size_w, size_h, total_w_, total_h_, load<P>(d - 1 + j), load<P>(d + j), c_);
-      store(field(kW) + j, s.w), store(field(kH) + j, s.h), store(field(kDelta) + j, s.delta);
-      store(field(kA) + j, s.a), store(field(kB) + j, s.b);
+    for (int j = 0; j < span_; j += Wide::size) {
+      const Wide size_w = fma(load<Wide>(widths() + j), Wide(scale_w), Wide(wide_.least_w));
+      const Wide size_h = fma(load<Wide>(heights() + j), Wide(scale_h), Wide(wide_.least_h));
+      const RqShape<Wide> s =
+          rq_shape(size_w, size_h, Wide(sum_w), Wide(sum_h), load<Wide>(d - 1 + j), load<Wide>(d + j), wide_);
+      const Wide shape[] = {s.w, s.h, s.delta, s.a, s.b};
+      for (int q = 0; q < 5; ++q)
+        for (int i = 0; i < Wide::size; ++i) field(kW + q)[j + i] = static_cast<T>(shape[q][i]);
     }
   }
 
@@ -76,12 +88,13 @@ class RqTable {
   }
 
  private:
-  enum { kX, kY, kUnitsW, kUnitsH, kW, kH, kDelta, kA, kB, kWidths, kHeights, kRaw, kSlopes, kAll };
+  enum { kX, kY, kUnitsW, kUnitsH, kW, kH, kDelta, kA, kB, kFields };
+  enum { kWidths, kHeights, kRaw, kSlopes, kRow };
   using Unit = std::conditional_t<std::is_same<T, float>::value, int32_t, double>;
 
-  // With room for one number more than lanes at the end of it.
-  T* field(int i) { return memory_.get() + i * (span_ + P::size); }
+  T* field(int i) { return fields_.get() + i * span_; }
   const T* field(int i) const { return const_cast<RqTable*>(this)->field(i); }
+  double* row(int i) { return row_.get() + i * (span_ + P::size); }  // with room for a number more
 
   static GF_HD Units splat(const T* unit) {
     Unit u;
@@ -103,40 +116,42 @@ class RqTable {
   GF_HD Units pick_units(int i, IntVec k) const { return as<Units>(pick(i, k)); }
 
   // Replaces logits by exp(logit - max); returns free / sum of exponentials.
-  T exponentials(T* e, T free) const {
-    T top = e[0], sum = 0;
+  double exponentials(double* e, double free) const {
+    double top = e[0], sum = 0;
     for (int j = 1; j < c_.bins; ++j) top = max(top, e[j]);
     for (int j = c_.bins; j < span_; ++j) e[j] = top;
-    for (int j = 0; j < span_; j += P::size) store(e + j, rq_exp_below_one(load<P>(e + j) - P(top)));
+    for (int j = 0; j < span_; j += Wide::size) store(e + j, exp(load<Wide>(e + j) - Wide(top)));
     for (int j = 0; j < c_.bins; ++j) sum += e[j];
-    return free * (T(1) / sum);
+    return free / sum;
   }
 
-  // Left knots and sizes in units; returns their total.
-  Units knots(const T* e, T scale, T least, T* start, T* size) const {
-    for (int j = 0; j < span_; j += P::size) {
-      const Units u = U::from_size(fma(load<P>(e + j), P(scale), P(least + T(U::kHalf))));
-      memcpy(size + j, &u, sizeof(u));
-    }
-    Unit sum = 0, one;
+  // Left knots and sizes in units; returns the axis' length, and in `sum` that before it is rounded to units.
+  Units knots(const double* e, double scale, double least, T* start, T* size, double* sum) const {
+    Unit at = 0;
+    *sum = 0;
     for (int j = 0; j < c_.bins; ++j) {
-      memcpy(start + j, &sum, sizeof(sum));
-      memcpy(&one, size + j, sizeof(one));
-      sum = static_cast<Unit>(add(sum, one));
+      *sum += e[j] * scale + least;
+      const Unit next = unit_of(*sum, at), length = next - at;
+      memcpy(start + j, &at, sizeof(at));
+      memcpy(size + j, &length, sizeof(length));
+      at = next;
     }
     T total;
-    memcpy(&total, &sum, sizeof(sum));
+    memcpy(&total, &at, sizeof(at));
     return splat(&total);
   }
-  // Where a parameter is NaN, whole numbers overflow.
-  static GF_HD int32_t add(int32_t a, int32_t b) {
-    return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+  // A bin is one unit at least, also where a parameter is NaN.
+  static Unit unit_of(double sum, Unit last) {
+    if constexpr (std::is_same<T, double>::value) return sum;
+    const Unit next = sum >= 0 ? static_cast<Unit>(sum * U::kAxis + 0.5) : 0;
+    return next > last ? next : last + 1;
   }
-  static GF_HD double add(double a, double b) { return a + b; }
 
   const RqConstants<T>& c_;
+  RqConstants<double> wide_;
   int span_;
-  Scratch<T> memory_;
+  Scratch<T> fields_;
+  Scratch<double> row_;
   Units total_w_, total_h_;
 };
 
