@@ -15,7 +15,7 @@ def make_shared(case, generator):
     """Packed rows that several numbers read; the case is (shape of x, leading shape of params, K)."""
     numbers, lead, k = case
     randn = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
-    return {"x": randn(*numbers) * 2.5, "params": randn(*lead, 3 * k - 1) / 2}
+    return {"x": randn(*numbers) * 2.5, "params": randn(*lead, 3 * k - 1) * 0.3}
 
 
 class TestSharedParameters(OpTests):
