@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 python=$(command -v "$python")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 PATH="$(dirname "$python"):$PATH" # its cmake and ninja, where it has them
 launcher=$(command -v ccache || true)
 if [ -z "${GENFAST_CUDA:-}" ]; then

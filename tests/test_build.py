@@ -128,6 +128,25 @@ def test_one_openmp_runtime():
     assert runtimes == output_of(sys.executable, "-c", torch_first).splitlines()
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
+def test_short_calls_start_no_threads():
+    """A region of OpenMP costs more than they take; results do not depend on it."""
+    if not _native.load().build_info()["openmp"]:
+        pytest.skip("built without OpenMP")
+    code = (
+        "import os, torch; from genfast import _native; torch.set_num_threads(2)\n"
+        "def threads(n, k):\n"
+        "    z, w = torch.ones(n, 2), torch.zeros(k, 2)\n"
+        "    _native.planar_forward(z, w, w, w[:, 0].contiguous(), False, z.clone(), z[:, 0].clone())\n"
+        "    return len(os.listdir('/proc/self/task'))\n"
+        "print(threads(1, 1), threads(1024, 2), threads(4096, 64))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    none, short, long = map(int, done.stdout.split())
+    assert short == none
+    assert long > none
+
+
 OBJECTS = sorted((ROOT / "build").glob("*/CMakeFiles/genfast_avx*.dir/**/*.o")) if shutil.which("nm") else []
 
 
@@ -151,7 +170,10 @@ def test_build_report(tmp_path):
     objects = ["genfast_avx2.dir/csrc/ops/planar/planar_cpu.cpp.o", "_C.dir/csrc/ops/planar/planar_args.cpp.o"]
     (tmp_path / "build.ninja").write_text("".join(f"build CMakeFiles/{o}: CXX_COMPILER x\n" for o in objects))
     log = ["# ninja log v5", *(f"0\t{t}\t0\tCMakeFiles/{objects[0]}\tx" for t in (9000, 1500))]
-    log += [f"1000\t1250\t0\tCMakeFiles/{objects[1]}\tx", "0\t77000\t0\tCMakeFiles/_C.dir/csrc/ops/planar/gone.cpp.o\tx"]
+    log += [
+        f"1000\t1250\t0\tCMakeFiles/{objects[1]}\tx",
+        "0\t77000\t0\tCMakeFiles/_C.dir/csrc/ops/planar/gone.cpp.o\tx",
+    ]
     (tmp_path / ".ninja_log").write_text("\n".join(log) + "\n")
     assert build_report.seconds(tmp_path) == {("planar", "avx2"): 1.5, ("planar", "binding"): 0.25}
     (tmp_path / "tests.xml").write_text(

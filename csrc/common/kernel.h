@@ -134,7 +134,6 @@ struct Kernel {
   std::vector<Argument> arguments;
   std::vector<Named> sizes, types;
   std::ptrdiff_t workspace_at = -1;
-  bool workspace_is_sum = false;
   DType workspace_type = DType::other;
   void (*call_prepare)(Hook, void*, Backend) = nullptr;
   int64_t (*call_workspace)(Hook, const void*, Backend) = nullptr;

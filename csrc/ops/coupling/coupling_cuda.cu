@@ -130,7 +130,8 @@ __device__ __forceinline__ void backward_rows(const CouplingBackward& a, const S
   }
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kBlock) coupling_forward_kernel(CouplingForward a, ScaleConstants<T> k, Groups g) {
+__global__ void __launch_bounds__(kBlock, sizeof(T) == 4 ? 6 : 4)
+    coupling_forward_kernel(CouplingForward a, ScaleConstants<T> k, Groups g) {
 #define GF_CALL(map) forward_rows<map, kVec>(a, k, g)
   GF_EACH_MAP(GF_CALL)
 #undef GF_CALL
