@@ -7,6 +7,13 @@
 #include "ops/rq_spline/rq_spline_math.h"
 #include "ops/rq_spline/rq_spline_rows.h"
 
+// Long loops of few threads: not worth the registers of several rounds at once.
+#if defined(__CUDACC__)
+#define RQ_ROLLED _Pragma("unroll 1")
+#else
+#define RQ_ROLLED
+#endif
+
 namespace gf {
 inline namespace GF_BACKEND {
 
@@ -36,6 +43,7 @@ GF_HD void rq_logit_gradients(const S* logits, const double* sums, T free, const
   T r;
   const LazyExponentials<S> e = rq_lazy_exponentials(logits, c.bins, &r);
   double total = 0, mean = 0, after = 0;
+  RQ_ROLLED
   for (int j = c.bins - 1; j >= 0; --j) {
     const double one = e[j];
     total += one;
@@ -45,6 +53,7 @@ GF_HD void rq_logit_gradients(const S* logits, const double* sums, T free, const
   mean /= total;
   const double length = free * (2 * c.axis.wide_bound / RqUnits<T>::kAxis) / total;
   after = 0;
+  RQ_ROLLED
   for (int j = c.bins - 1; j >= 0; --j) {
     grad[j] = from_real<S>(static_cast<T>(e[j] * length * (after + sums[j * kRqSums + 1] - mean)));
     after += sums[j * kRqSums];
@@ -53,6 +62,7 @@ GF_HD void rq_logit_gradients(const S* logits, const double* sums, T free, const
 
 template <class S, class T = compute_t<S>>
 GF_HD void rq_slope_gradients(const S* raw, const double* sums, int slopes, const RqConstants<T>& c, S* grad) {
+  RQ_ROLLED
   for (int j = 0; j < slopes; ++j) {
     double sum = j < c.bins ? sums[j * kRqSums + 5] : 0;
     if (j + 1 < c.bins) sum += sums[(j + 1) * kRqSums + 4];
