@@ -20,10 +20,10 @@ def spline(packed, *, grads):
     prefix = "grad_" if grads else ""
     sizes = {"params": 3 * BINS - 1} if packed else {"widths": BINS, "heights": BINS, "slopes": BINS - 1}
     names = ("widths", "heights", "slopes", "params")
-    return {prefix + name: rows(N, sizes[name]) if name in sizes else None for name in names}
+    return {prefix + name: rows(1, N, sizes[name]) if name in sizes else None for name in names}
 
 
-SPLINE = {"bound": 3.0, "min_width": 1e-3, "min_height": 1e-3, "min_slope": 1e-3, "inverse": False}
+SPLINE = {"inner": 1, "bound": 3.0, "min_width": 1e-3, "min_height": 1e-3, "min_slope": 1e-3, "inverse": False}
 MAP = {"map": 0, "clamp": 1.0, "offset": 0.0, "min_scale": 0.0, "gain": 1.0, "limit": 40.0, "inverse": False}
 
 
@@ -51,11 +51,11 @@ CALLS = {
         "grad_params": rows(N, 2 * D),
     },
     "rq_spline_forward": lambda: {
-        "x": rows(N), **spline(True, grads=False), **SPLINE, "y": rows(N), "log_det": rows(N),
+        "x": rows(1, N), **spline(True, grads=False), **SPLINE, "y": rows(1, N), "log_det": rows(1, N),
     },
     "rq_spline_backward": lambda: {
-        "x": rows(N), **spline(False, grads=False), "grad_y": rows(N), "grad_log_det": rows(N), **SPLINE,
-        "grad_x": rows(N), **spline(False, grads=True),
+        "x": rows(1, N), **spline(False, grads=False), "grad_y": rows(1, N), "grad_log_det": rows(1, N), **SPLINE,
+        "grad_x": rows(1, N), **spline(False, grads=True),
     },
     "rbm_gibbs": lambda: {
         "v": rows(N, D).round(), "W": rows(D, HIDDEN), "vbias": rows(D), "hbias": rows(HIDDEN), "beta": rows(N),

@@ -57,6 +57,10 @@ def rbm(chains: int = N, visible: int = 37, hidden: int = 41, density: float = 0
     }  # fmt: skip
 
 
+def shared_spline(numbers: tuple[int, ...], lead: tuple[int, ...], bins: int = 8) -> dict[str, Tensor]:
+    return {"x": 2 * normal(*numbers), "params": normal(*lead, 3 * bins - 1)}
+
+
 def clamped_rbm() -> dict[str, Tensor]:
     return {**rbm(), "clamp": binary(37).bool()}
 
@@ -85,6 +89,9 @@ CASES = {
         f"rational_quadratic_spline ({bins} bins)": Small(lambda bins=bins: spline(bins), BOTH)
         for bins in (2, 4, 7, 10, 16, 32)
     },
+    "rational_quadratic_spline (one row)": Small(lambda: shared_spline((4500,), ()), BOTH),
+    "rational_quadratic_spline (a row a feature)": Small(lambda: shared_spline((150, 3), (3,), 19), BOTH),
+    "rational_quadratic_spline (a row a sample)": Small(lambda: shared_spline((90, 3), (90, 1)), BOTH),
     "rbm_free_energy": Small(rbm),
     "rbm_gibbs": Small(
         rbm, [{"seed": 3, "n_steps": n, "beta": beta} for n in (1, 3) for beta in (1.0, 0.5)], exact=True

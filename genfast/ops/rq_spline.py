@@ -1,34 +1,44 @@
 """Monotone rational-quadratic splines: each direction and each gradient in one kernel."""
 
 import math
+from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from genfast._differentiable import differentiable
+from genfast._register import autocast_to_float32
 from genfast.ops import _checks as check
 from genfast.reference import rq_spline as reference
 
 
-# The parameters are three tensors, or one of rows [widths | heights | slopes].
+# Numbers [G, M] read rows of parameters [G, P, ...], number i of its group row (i / inner) % P: so broadcasting is said
+# without a copy, and G is what a batch folds into. The parameters are three tensors, or one of [widths | heights |
+# slopes].
 def _outputs(
     x: Tensor, widths: Tensor | None, heights: Tensor | None, slopes: Tensor | None, params: Tensor | None,
-    bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
+    inner: int, bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return check.like(x), check.sums(x)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return check.like(x), x.new_empty(x.shape, dtype=torch.float32) if half else check.like(x)
 
 
 def _reference(
-    x: Tensor, widths: Any, heights: Any, slopes: Any, params: Tensor | None,
-    bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
+    x: Tensor, widths: Tensor | None, heights: Tensor | None, slopes: Tensor | None, params: Tensor | None,
+    inner: int, bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    parts = (widths, heights, slopes)
     if params is not None:
         bins = (params.shape[-1] + 1) // 3
-        widths, heights, slopes = params.split([bins, bins, bins - 1], -1)
-    return reference.rational_quadratic_spline(
-        x, widths, heights, slopes, bound=bound, min_bin_width=min_width, min_bin_height=min_height,
-        min_derivative=min_slope, inverse=inverse,
+        parts = params.split([bins, bins, bins - 1], -1)
+    widths, heights, slopes = (p[:, None, :, None] for p in parts if p is not None)
+    groups, _, rows = widths.shape[:3]
+    y, log_det = reference.rational_quadratic_spline(
+        x.reshape(groups, x.shape[1] // max(rows * inner, 1), rows, inner), widths, heights, slopes, bound=bound,
+        min_bin_width=min_width, min_bin_height=min_height, min_derivative=min_slope, inverse=inverse,
     )  # fmt: skip
+    return y.reshape(x.shape), log_det.reshape(x.shape)
 
 
 _op = differentiable(
@@ -62,18 +72,27 @@ def rational_quadratic_spline(
 
     The conventions are those of nflows' `unconstrained_rational_quadratic_spline` (its `tail_bound` is `bound` here).
     Forward and inverse are closed formulas, each one kernel, as are their gradients; only the arguments are kept for
-    the backward. No parameters, however extreme, give a NaN; slopes are limited to :math:`2^{-30} \dots 2^{30}`, and
-    bins are at least :math:`2^{-30}` of the square (:math:`2^{-50}` in float64).
+    the backward. No finite parameters, however extreme, give a NaN; slopes are limited to :math:`2^{-30} \dots 2^{30}`,
+    and bins are at least :math:`2^{-30}` of the square (:math:`2^{-50}` in float64). Infinite parameters mean their
+    limit, where there is one: a width or height of -inf gives the least bin, a slope of either infinity the limit above
+    or m_d; a width or height of +inf, or -inf in all bins, gives NaN.
+
+    A round trip returns to x within the rounding of y (:math:`2^{-24} B` in float32, :math:`2^{-53} B` in float64) over
+    the slope; in float32 that is 2e-6 B where the slope is between 1/20 and 20. What lies in a bin or on a slope near
+    the limits above, as with minima of 0 and logits of size 10, does not come back: many x share one y.
 
     Args:
         x: numbers of any shape `[...]`; float32 or float64, or float16/bfloat16 (computed in float32).
-        widths: raw widths `[..., K]`; the leading dimensions are those of x or broadcast to them.
+        widths: raw widths `[..., K]`; the leading dimensions are those of x or broadcast to them. A row of parameters
+            that many numbers share (`[K]`: one spline for all, `[D, K]`: one for each feature of x `[N, D]`) is read
+            where it lies, and its gradient summed as it arises: no memory for each number, and less work.
         heights: raw heights `[..., K]`.
         derivatives: raw slopes `[..., K - 1]`. More are accepted as nflows does: with K or more, the K-th gives the
             slope at the right end of the last bin instead of 1; those after it are not read and get no gradient.
         params: in place of the three, one tensor `[..., 3 K - 1]` of rows [widths | heights | derivatives], as a
             network puts it out. It is read, and its gradient written, without taking it apart.
-        bound: B, the half side of the square.
+        bound: B, the half side of the square: 2^-30 to 2^30 in float32 and bfloat16, 2^-200 to 2^200 in float64, and
+            2^-14 to 65504 in float16. A number, like all options: it has no gradient.
         tails: what lies outside the square; "linear", the identity, is what there is.
         min_bin_width: the least share m of the square's width that a bin takes.
         min_bin_height: the same for heights.
@@ -85,7 +104,7 @@ def rational_quadratic_spline(
         log_det: `[...]`, log dy/dx of the map just applied, in nats; float32 for half types.
 
     Raises:
-        TypeError: an argument is missing or is not a floating-point tensor, or dtypes differ.
+        TypeError: an argument is missing or is not a floating-point tensor, dtypes differ, or an option no number.
         ValueError: a shape does not fit, tensors lie on different devices, the minima leave no room for K bins, or
             `bound`, `tails` or `min_derivative` is out of range.
 
@@ -102,19 +121,20 @@ def rational_quadratic_spline(
     """
     check.floating("x", x)
     if params is None:
-        rows: tuple[Any, ...] = (*_separate(x, widths, heights, derivatives), None)
-        bins = rows[0].shape[-1]
+        given = _separate(x, widths, heights, derivatives)
+        bins = given[0].shape[-1]
     elif widths is None and heights is None and derivatives is None:
-        packed, bins = _packed(x, params)
-        rows = (None, None, None, packed)
+        given, bins = _packed(x, params)
     else:
         raise TypeError("params: got it and widths, heights or derivatives too, want one or the other")
-    _check_options(bins, bound, tails, min_bin_width, min_bin_height, min_derivative)
-    flat = x if x.dim() == 1 else x.reshape(-1)
+    _check_options(x, bins, bound, tails, min_bin_width, min_bin_height, min_derivative, inverse)
+    numbers, rows, inner = _rows(x, given)
+    parameters = (*rows, None) if params is None else (None, None, None, *rows)
     y, log_det = _op(
-        flat, *rows, float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative), bool(inverse)
-    )
-    return (y, log_det) if x.dim() == 1 else (y.reshape(x.shape), log_det.reshape(x.shape))
+        numbers, *parameters, inner, float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative),
+        inverse,
+    )  # fmt: skip
+    return (y, log_det) if x.dim() == 2 and numbers is x else (y.reshape(x.shape), log_det.reshape(x.shape))
 
 
 def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any) -> tuple[Tensor, ...]:
@@ -122,45 +142,103 @@ def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any) -> tuple[T
     if widths.dim() == 0 or widths.shape[-1] == 0:
         raise ValueError(f"widths: got shape {list(widths.shape)}, want [..., K] with K >= 1")
     bins = int(widths.shape[-1])
-    rows = (
-        _rows("widths", widths, x, bins, "K"),
-        _rows("heights", heights, x, bins, f"K = {bins} of widths"),
-        _rows("derivatives", derivatives, x, None, f"at least K - 1 = {bins - 1}"),
-    )
-    if rows[2].shape[-1] < bins - 1:
-        raise ValueError(f"derivatives: got {rows[2].shape[-1]} a number, want at least K - 1 = {bins - 1}")
-    return rows
+    _check_shape("widths", widths, x, bins, "K")
+    _check_shape("heights", heights, x, bins, f"K = {bins} of widths")
+    _check_shape("derivatives", derivatives, x, None, f"at least K - 1 = {bins - 1}")
+    if derivatives.shape[-1] < bins - 1:
+        raise ValueError(f"derivatives: got {derivatives.shape[-1]} a number, want at least K - 1 = {bins - 1}")
+    return widths, heights, derivatives
 
 
-def _packed(x: Tensor, params: Any) -> tuple[Tensor, int]:
+def _packed(x: Tensor, params: Any) -> tuple[tuple[Tensor, ...], int]:
     check.same_dtype_and_device(x, "x", params=params)
     size = params.shape[-1] if params.dim() else 0
     if size % 3 != 2:
         raise ValueError(f"params: got shape {list(params.shape)}, want [..., 3 K - 1] with K >= 1")
-    return _rows("params", params, x, size, f"{size}"), (size + 1) // 3
+    _check_shape("params", params, x, size, f"{size}")
+    return (params,), (size + 1) // 3
 
 
-def _rows(name: str, p: Tensor, x: Tensor, count: int | None, meaning: str) -> Tensor:
-    """Parameters as `[N, count]`, one row for each number of x."""
+def _check_shape(name: str, p: Tensor, x: Tensor, count: int | None, meaning: str) -> None:
     lead, want = p.shape[:-1], x.shape
-    ok = p.dim() > 0 and (count is None or p.shape[-1] == count)
+    ok = p.dim() > 0 and (count is None or p.shape[-1] == count) and len(lead) <= len(want)
     if ok and lead != want:
-        padded = (1,) * (len(want) - len(lead)) + tuple(lead)
-        ok = len(padded) == len(want) and all(s in (1, w) for s, w in zip(padded, want, strict=True))
-        p = p.expand(*want, p.shape[-1]) if ok else p
+        ok = all(s in (1, w) for s, w in zip(lead, want[len(want) - len(lead) :], strict=True))
     if not ok:
         shape = ", ".join(map(str, [*want, meaning]))
         raise ValueError(f"{name}: got shape {list(p.shape)}, want [{shape}], or what broadcasts to it")
-    return p if p.dim() == 2 else p.reshape(x.numel(), p.shape[-1])
+
+
+def _rows(x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], int]:
+    """Numbers `[G, M]`, parameters `[G, P, ...]` and the number of neighbours that share a row.
+
+    Of the dimensions of x, those that broadcast the parameters and those that do not alternate in blocks. The op takes
+    G (repeats) P (inner); where there are more blocks, parameters are expanded along the smallest.
+    """
+    shape = x.shape
+    first = parameters[0].shape[:-1]
+    if first == shape and all(p.shape[:-1] == first for p in parameters):  # each number has its own row
+        if len(shape) == 2:
+            return x, list(parameters), 1
+        n = x.numel()
+        return x.reshape(1, n), [p.reshape(1, n, p.shape[-1]) for p in parameters], 1
+    leads = [(1,) * (len(shape) + 1 - p.dim()) + tuple(p.shape[:-1]) for p in parameters]
+    blocks: list[list[Any]] = []  # [is shared, size, the dimensions]
+    for i, size in enumerate(shape):
+        if size == 1:
+            continue
+        shared = all(lead[i] == 1 for lead in leads)
+        if blocks and blocks[-1][0] == shared:
+            blocks[-1][1] *= size
+            blocks[-1][2].append(i)
+        else:
+            blocks.append([shared, size, [i]])
+    while len(blocks) > 3 and (len(blocks) > 4 or blocks[0][0]):
+        k = min((k for k, b in enumerate(blocks) if b[0]), key=lambda k: blocks[k][1])
+        around = blocks[max(k - 1, 0) : k + 2]
+        joined = [False, math.prod(b[1] for b in around), [i for b in around for i in b[2]]]
+        blocks[max(k - 1, 0) : k + 2] = [joined]
+    own = {i for b in blocks if not b[0] for i in b[2]}
+    kinds = [b[0] for b in blocks]
+    sizes = [b[1] for b in blocks]
+    inner = max(sizes.pop(), 1) if kinds and kinds[-1] else 1
+    rows = sizes.pop() if sizes else 1
+    if sizes:
+        sizes.pop()
+    groups = sizes.pop() if sizes else 1
+    lead_all = [size if i in own else 1 for i, size in enumerate(shape)]
+    flat = []
+    for p, lead in zip(parameters, leads, strict=True):
+        q = p if list(lead) == lead_all else p.expand(*lead_all, p.shape[-1])
+        flat.append(q.reshape(groups, rows, p.shape[-1]))
+    return x.reshape(groups, x.numel() // groups if groups else 0), flat, inner
+
+
+_BOUNDS = {
+    torch.float64: (2.0**-200, 2.0**200), torch.float32: (2.0**-30, 2.0**30), torch.bfloat16: (2.0**-30, 2.0**30),
+    torch.float16: (2.0**-14, 65504.0),
+}  # fmt: skip
 
 
 def _check_options(
-    bins: int, bound: float, tails: str, min_bin_width: float, min_bin_height: float, min_derivative: float
-) -> None:
+    x: Tensor, bins: int, bound: Any, tails: str, min_bin_width: Any, min_bin_height: Any, min_derivative: Any,
+    inverse: Any,
+) -> None:  # fmt: skip
     if tails != "linear":
         raise ValueError(f"tails: got {tails!r}, want 'linear' (the identity outside [-bound, bound])")
-    if not 0 < bound < math.inf:
-        raise ValueError(f"bound: got {bound}, want a positive finite number")
+    if type(inverse) is not bool:
+        raise TypeError(f"inverse: got {type(inverse).__name__}, want a bool")
+    numbers = {
+        "bound": bound, "min_bin_width": min_bin_width, "min_bin_height": min_bin_height,
+        "min_derivative": min_derivative,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        if not isinstance(value, (int, float, Real, torch.SymFloat)):
+            raise TypeError(f"{name}: got {type(value).__name__}, want a number (it has no gradient)")
+    dtype = torch.float32 if x.dtype != torch.float64 and autocast_to_float32(x) else x.dtype
+    low, high = _BOUNDS[dtype]
+    if not low <= bound <= high:
+        raise ValueError(f"bound: got {bound}, want {low:.3g} to {high:.3g} for {dtype}")
     for name, least in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
         if not 0 <= least * bins <= 1:
             raise ValueError(f"{name}: got {least}, want between 0 and 1 / K = {1 / bins:g}")

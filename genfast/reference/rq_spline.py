@@ -19,7 +19,7 @@ def _bins(logits: Tensor, bound: float, min_size: float) -> tuple[Tensor, Tensor
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(-1, index).squeeze(-1)
+    return values.expand(*index.shape[:-1], values.shape[-1]).gather(-1, index).squeeze(-1)
 
 
 def _unit(t: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def rational_quadratic_spline(
     min_derivative: float = 1e-3,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `genfast.ops.rational_quadratic_spline`; x [...], parameters [..., K] of the same leading shape."""
+    """See `genfast.ops.rational_quadratic_spline`; x [...], parameters [..., K] that broadcast to it."""
     out_dtype = x.dtype
     if out_dtype in (torch.float16, torch.bfloat16):
         x, widths, heights, derivatives = (t.float() for t in (x, widths, heights, derivatives))

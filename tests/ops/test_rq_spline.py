@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-import genfast
 from genfast import ops
 from genfast.reference import rq_spline as reference
 from tests.harness import BadInput, OpSpec, OpTests, relative_error, vjp
@@ -76,7 +75,8 @@ class TestRationalQuadraticSpline(OpTests):
                 r"tails: got 'circular', want 'linear' \(the identity outside \[-bound, bound\]\)",
             ),
             "negative bound": BadInput(
-                lambda t: {"bound": -1.0}, ValueError, "bound: got -1.0, want a positive finite number"
+                lambda t: {"bound": -1.0}, ValueError,
+                "bound: got -1.0, want 9.31e-10 to 1.07e[+]09 for torch.float32",
             ),
             "no room for the bins": BadInput(
                 lambda t: {"min_bin_width": 0.3}, ValueError,
@@ -331,18 +331,6 @@ def test_limits_of_the_minima(kernels, options):
             assert relative_error(a, b) <= limit
 
 
-def test_parameters_broadcast(native):
-    """One spline for all numbers of a feature, with the gradients summed."""
-    x = torch.randn(30, 2, dtype=torch.float64)
-    p = {k: v[:2] for k, v in make((2, 8, 0), torch.Generator().manual_seed(1)).items() if k != "x"}
-    cotangents = [torch.randn(30, 2, dtype=torch.float64) for _ in range(2)]
-    out, grads = vjp(spline, {"x": x, **p}, {}, cotangents)
-    with genfast.backend("reference"):
-        want, want_grads = vjp(spline, {"x": x, **p}, {}, cotangents)
-    for a, b in zip([*out, *grads.values()], [*want, *want_grads.values()], strict=True):
-        assert relative_error(a, b) <= 1e-11
-
-
 def test_packed_parameters_give_the_same_numbers(kernels):
     for k in BINS:
         t = inputs((70, k, 0), kernels, seed=k, dtype=torch.float32)
@@ -362,3 +350,125 @@ def test_saves_the_inputs_only(native, make):
     with torch.autograd.graph.saved_tensors_hooks(lambda s: saved.append(s.data_ptr()) or s, lambda s: s):
         spline(**t)
     assert sorted(saved) == sorted(v.data_ptr() for v in t.values())
+
+
+# --- what is refused, and what infinite parameters mean ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bounds"),
+    [
+        (torch.float32, (2.0**-30, 2.0**30)), (torch.float64, (2.0**-200, 2.0**200)),
+        (torch.float16, (2.0**-14, 65504.0)),
+    ],
+    ids=["float32", "float64", "float16"],
+)  # fmt: skip
+@pytest.mark.parametrize("shared", [False, True], ids=["own rows", "shared rows"])
+def test_bounds_that_a_dtype_carries(kernels, dtype, bounds, shared):
+    """At the ends of the range the map is that of bound 1, scaled, and extreme parameters stay finite."""
+    for bound in bounds:
+        t = inputs((64, 8, 0), kernels, dtype=torch.float64)
+        t = {k: v[0] if shared and k != "x" else v for k, v in t.items()}
+        t["x"] = torch.linspace(-0.99, 0.99, 64, device=kernels.device, dtype=torch.float64)
+        scaled = {k: (v * bound if k == "x" else v).to(dtype) for k, v in t.items()}
+        for inverse in (False, True):
+            y, log_det = spline(**scaled, bound=bound, inverse=inverse)
+            same = {k: v.double() / (bound if k == "x" else 1) for k, v in scaled.items()}
+            want = reference.rational_quadratic_spline(**same, bound=1.0, inverse=inverse)
+            limit = 1e-3 if dtype == torch.float16 else 1e-4
+            assert (y.double() / bound - want[0]).abs().max() <= limit
+            assert (log_det - want[1]).abs().max() <= limit
+        if dtype == torch.float16:  # its gradients by the parameters go with the bound, and need not fit
+            continue
+        for size in (1.0, 1e4):
+            hard = {k: v.to(kernels.device, dtype) for k, v in extreme(size)().items()}
+            hard = {k: v[3] if shared and k != "x" else v for k, v in hard.items()}
+            hard["x"] = (torch.linspace(-1, 1, 64, device=kernels.device, dtype=torch.float64) * bound).to(dtype)
+            for inverse in (False, True):
+                options = {"bound": bound, "inverse": inverse, "min_bin_width": 0.0, "min_derivative": 0.0}
+                out, grads = vjp(spline, hard, options, [torch.ones_like(hard["x"])] * 2)
+                assert all(v.isfinite().all() for v in [*out, *grads.values()])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound", "wanted"),
+    [
+        (torch.float32, 1e-20, "9.31e-10 to 1.07e[+]09 for torch.float32"),
+        (torch.float32, 1e20, "9.31e-10 to 1.07e[+]09 for torch.float32"),
+        (torch.bfloat16, 1e20, "9.31e-10 to 1.07e[+]09 for torch.bfloat16"),
+        (torch.float16, 1e5, "6.1e-05 to 6.55e[+]04 for torch.float16"),
+        (torch.float64, 1e100, "6.22e-61 to 1.61e[+]60 for torch.float64"),
+        (torch.float64, math.inf, "6.22e-61 to 1.61e[+]60 for torch.float64"),
+        (torch.float32, math.nan, "9.31e-10 to 1.07e[+]09 for torch.float32"),
+    ],
+)  # fmt: skip
+def test_bounds_that_a_dtype_does_not_carry(dtype, bound, wanted):
+    x, params = torch.zeros(2, dtype=dtype), torch.zeros(23, dtype=dtype)
+    with pytest.raises(ValueError, match=f"^bound: got {bound}, want {wanted}$".replace("e+", "e[+]")):
+        spline(x, params=params, bound=bound)
+
+
+def test_under_autocast_the_range_is_that_of_float32():
+    x, params = torch.zeros(2, dtype=torch.float16), torch.zeros(23, dtype=torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert spline(x, params=params, bound=1e5)[0].dtype == torch.float32
+
+
+OPTIONS = ["bound", "min_bin_width", "min_bin_height", "min_derivative"]
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "inverse"])
+def test_options_are_numbers(name):
+    """A tensor would get no gradient, and silently so."""
+    x, params = torch.zeros(2), torch.zeros(23)
+    wanted = "a bool" if name == "inverse" else r"a number \(it has no gradient\)"
+    for value in (torch.tensor(0.1), torch.tensor(0.1, requires_grad=True), "0.1", None, 1j):
+        with pytest.raises(TypeError, match=f"^{name}: got {type(value).__name__}, want {wanted}$"):
+            spline(x, params=params, **{name: value})
+    if name != "inverse":
+        with pytest.raises(ValueError, match=f"^{name}: got nan, want "):
+            spline(x, params=params, **{name: math.nan})
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own rows", "shared rows"])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_infinite_parameters(backend, inverse, shared):
+    """-inf as a width or height, and either infinity as a slope, are the limits; +inf as a width or height is NaN."""
+
+    def run(name, *values, at=1):
+        t = {
+            k: v[:1].expand(40, -1).clone()
+            for k, v in inputs((1, 8, 0), backend, seed=9, dtype=torch.float32).items()
+            if k != "x"
+        }
+        t[name][:, at : at + len(values)] = torch.tensor(values, device=backend.device)
+        t["x"] = torch.linspace(-2.9, 2.9, 40, device=backend.device)
+        if shared:
+            t = {k: v[0] if k != "x" else v for k, v in t.items()}
+        out, grads = vjp(spline, t, {"inverse": inverse}, [torch.ones_like(t["x"])] * 2)
+        return [*out, *grads.values()]
+
+    for name in ("widths", "heights"):
+        for a, b in zip(run(name, -math.inf), run(name, -80.0), strict=True):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+        for values in ([math.inf], [math.inf] * 2, [-math.inf] * 8):
+            out = run(name, *values, at=0)
+            assert out[0].isnan().all()
+            assert out[1].isnan().all()
+    for infinite, large in ((math.inf, 2.0**40), (-math.inf, -100.0)):
+        for a, b in zip(run("derivatives", infinite), run("derivatives", large), strict=True):
+            assert torch.allclose(a, b, rtol=0, atol=1e-30)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_round_trip_of_extreme_maps(kernels, dtype, limit):
+    """With no minima and logits of size 10 most of the map is too flat or too steep to come back; the rest does."""
+    options = {"min_bin_width": 0.0, "min_bin_height": 0.0, "min_derivative": 0.0}
+    for inverse in (False, True):
+        t = inputs((20_000, 8, 0), kernels, scale=10.0, dtype=dtype)
+        t["x"] = t["x"].clamp(-3, 3)
+        y, log_det = spline(**t, inverse=inverse, **options)
+        back, _ = spline(**{**t, "x": y}, inverse=not inverse, **options)
+        steady = (log_det.abs() <= 3) & (t["x"].abs() < 3)
+        assert steady.sum() > 500
+        assert (back - t["x"])[steady].abs().max() <= limit

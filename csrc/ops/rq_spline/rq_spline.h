@@ -1,4 +1,5 @@
-// Rational-quadratic spline of n independent numbers, each with its own parameters: arguments and entry points.
+// Rational-quadratic spline of independent numbers, each with parameters of its own or shared with others: arguments
+// and entry points.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +9,15 @@
 
 namespace gf {
 
+// Numbers [groups, numbers] read parameters [groups, rows, ...]: number i of its group reads row (i / inner) % rows.
 struct RqSplineSizes {
-  int64_t n, bins, slopes;  // slopes >= bins - 1; those past `bins` are not read
+  int64_t groups, numbers, rows, inner;
+  int64_t bins, slopes;  // slopes >= bins - 1; those past `bins` are not read
+  int64_t packed;        // a row of params
   // Numbers from one row of parameters to the next: bins, bins, slopes, or the row of a packed tensor three times.
   int64_t stride_w, stride_h, stride_d;
-  int64_t packed;  // a row of params
+  int64_t count, all_rows;  // of numbers and of rows, over all groups
+  int64_t repeats;          // numbers that read one row
 };
 
 struct RqSplineOptions {
@@ -41,6 +46,7 @@ struct RqSplineBackward {
   const void *grad_y, *grad_log_det;
   void* grad_x;
   void *grad_widths, *grad_heights, *grad_slopes, *grad_params;
+  double* workspace;  // rq_spline_shared.h
   Stream stream;
 };
 

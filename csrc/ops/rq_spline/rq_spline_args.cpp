@@ -2,13 +2,30 @@
 
 #include "common/kernel.h"
 #include "ops/rq_spline/rq_spline.h"
+#include "ops/rq_spline/rq_spline_rows.h"
 
 namespace gf {
 
 namespace {
 
 template <class Args>
+void describe_sizes(const Description<Args>& k) {
+  k.size(GF(size.groups)), k.size(GF(size.numbers)), k.size(GF(size.rows));
+  k.size(GF(size.bins)), k.size(GF(size.slopes)), k.size(GF(size.packed));
+  k.type(GF(dtype));
+}
+
+template <class Args>
+void describe_parameters(const Description<Args>& k) {
+  k.tensor(GF(widths), "groups rows bins").optional();
+  k.tensor(GF(heights), "groups rows bins").optional();
+  k.tensor(GF(slopes), "groups rows slopes").optional();
+  k.tensor(GF(params), "groups rows packed").optional();
+}
+
+template <class Args>
 void describe_options(const Description<Args>& k) {
+  k.scalar(GF(size.inner));
   k.scalar(GF(options.bound));
   k.scalar(GF(options.min_width));
   k.scalar(GF(options.min_height));
@@ -29,7 +46,9 @@ template <class Args>
 bool is_packed(Args& a) {
   RqSplineSizes& s = a.size;
   const bool packed = s.packed > 0, three = a.widths && a.heights && (a.slopes || s.slopes == 0);
-  if (s.n > 0 && packed == three)
+  s.count = s.groups * s.numbers;
+  s.all_rows = s.groups * s.rows;
+  if (s.all_rows > 0 && packed == three)
     throw std::invalid_argument("rq_spline: expected widths, heights and slopes, or params");
   if (packed) {
     s.bins = (s.packed + 1) / 3;
@@ -38,58 +57,62 @@ bool is_packed(Args& a) {
   }
   if (s.bins < 1 || s.bins > (1 << 24) || s.slopes < s.bins - 1 || s.slopes > (1 << 25))
     throw std::invalid_argument("rq_spline: expected 1 to 2^24 bins, and no fewer slopes than inner knots");
+  if (s.inner < 1 || (s.rows > 0 ? s.numbers % (s.rows * s.inner) : s.numbers) != 0)
+    throw std::invalid_argument("rq_spline: expected numbers in whole runs of `inner` for each row of parameters");
+  if (s.rows == 1 && s.numbers > 0) s.inner = s.numbers;
+  s.repeats = s.rows > 0 ? s.numbers / s.rows : 0;
   s.stride_w = packed ? s.packed : s.bins;
   s.stride_h = packed ? s.packed : s.bins;
   s.stride_d = packed ? s.packed : s.slopes;
   return packed;
 }
 
+// Nanoseconds of a call, from those of a number and of a bin of its row; in a shared row, a bin costs less.
+double work(const RqSplineSizes& s, double number, double bin) {
+  const double rows = static_cast<double>(s.all_rows), numbers = static_cast<double>(s.count);
+  return numbers * number + (rows + (numbers - rows) / 16) * bin * s.bins;
+}
+
 }  // namespace
 
 GF_KERNEL(rq_spline_forward, RqSplineForward) {
-  k.size(GF(size.n)), k.size(GF(size.bins)), k.size(GF(size.slopes)), k.size(GF(size.packed));
-  k.type(GF(dtype));
-  k.tensor(GF(x), "n");
-  k.tensor(GF(widths), "n bins").optional();
-  k.tensor(GF(heights), "n bins").optional();
-  k.tensor(GF(slopes), "n slopes").optional();
-  k.tensor(GF(params), "n packed").optional();
+  describe_sizes(k);
+  k.tensor(GF(x), "groups numbers");
+  describe_parameters(k);
   describe_options(k);
-  k.tensor(GF(y), "n");
-  k.tensor(GF(log_det), "n").sum();
+  k.tensor(GF(y), "groups numbers");
+  k.tensor(GF(log_det), "groups numbers").sum();
   k.prepare([](Args& a, Backend) {
     if (is_packed(a)) unpack<const char*>(a.params, a.size.bins, a.dtype, &a.widths, &a.heights, &a.slopes);
   });
-  k.work([](const Args& a) { return static_cast<double>(a.size.n) * (8 + 1.1 * a.size.bins); });
+  k.work([](const Args& a) { return work(a.size, 8, 1.1); });
 }
 
 GF_KERNEL(rq_spline_backward, RqSplineBackward) {
-  k.size(GF(size.n)), k.size(GF(size.bins)), k.size(GF(size.slopes)), k.size(GF(size.packed));
-  k.type(GF(dtype));
-  k.tensor(GF(x), "n");
-  k.tensor(GF(widths), "n bins").optional();
-  k.tensor(GF(heights), "n bins").optional();
-  k.tensor(GF(slopes), "n slopes").optional();
-  k.tensor(GF(params), "n packed").optional();
-  k.tensor(GF(grad_y), "n");
-  k.tensor(GF(grad_log_det), "n").sum();
+  describe_sizes(k);
+  k.tensor(GF(x), "groups numbers");
+  describe_parameters(k);
+  k.tensor(GF(grad_y), "groups numbers");
+  k.tensor(GF(grad_log_det), "groups numbers").sum();
   describe_options(k);
-  k.tensor(GF(grad_x), "n");
-  k.tensor(GF(grad_widths), "n bins").optional();
-  k.tensor(GF(grad_heights), "n bins").optional();
-  k.tensor(GF(grad_slopes), "n slopes").optional();
-  k.tensor(GF(grad_params), "n packed").optional();
+  k.tensor(GF(grad_x), "groups numbers");
+  k.tensor(GF(grad_widths), "groups rows bins").optional();
+  k.tensor(GF(grad_heights), "groups rows bins").optional();
+  k.tensor(GF(grad_slopes), "groups rows slopes").optional();
+  k.tensor(GF(grad_params), "groups rows packed").optional();
+  k.workspace(GF(workspace), DType::f64,
+              [](const Args& a, Backend backend) -> int64_t { return rq_workspace(a.size, on_gpu(backend)); });
   k.prepare([](Args& a, Backend) {
     const bool packed = is_packed(a);
     const bool three = a.grad_widths && a.grad_heights && (a.grad_slopes || a.size.slopes == 0);
-    if (a.size.n > 0 && (packed == three || packed != (a.grad_params != nullptr)))
+    if (a.size.all_rows > 0 && (packed == three || packed != (a.grad_params != nullptr)))
       throw std::invalid_argument("rq_spline_backward: parameters and their gradients must be packed alike");
     if (packed) {
       unpack<const char*>(a.params, a.size.bins, a.dtype, &a.widths, &a.heights, &a.slopes);
       unpack<char*>(a.grad_params, a.size.bins, a.dtype, &a.grad_widths, &a.grad_heights, &a.grad_slopes);
     }
   });
-  k.work([](const Args& a) { return static_cast<double>(a.size.n) * (8 + 3.6 * a.size.bins); });
+  k.work([](const Args& a) { return work(a.size, 8, 3.6); });
 }
 
 }  // namespace gf

@@ -1,12 +1,15 @@
 // Rational-quadratic spline on the CPU. Lanes are numbers: the parameters of a register's worth of them are transposed
-// into columns, so that every step but the look-up of two slopes is one instruction for all lanes. Incomplete blocks
-// and half types pass through a buffer of full rows in the compute type.
+// into columns, so that every step but the look-up of two slopes is one instruction for all lanes. Incomplete blocks,
+// half types and rows that a few numbers share pass through a buffer of full rows in the compute type; a row that more
+// numbers share than a register holds is made a table once a chunk.
 #include <type_traits>
 
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "ops/rq_spline/rq_spline_arrays.h"
 #include "ops/rq_spline/rq_spline_math.h"
+#include "ops/rq_spline/rq_spline_shared.h"
+#include "ops/rq_spline/rq_spline_table.h"
 #include "ops/rq_spline/rq_spline_tile.h"
 
 namespace gf {
@@ -21,20 +24,6 @@ struct Rows {
   T *y, *log_det, *grad_x, *grad_w, *grad_h, *grad_d;
   int64_t stride_w, stride_h, stride_d;
 };
-
-// Lane i from p[at[i]].
-template <class P, class T>
-GF_HD P gather(const T* p, typename P::IntVec at) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same<T, float>::value)
-    return P((typename P::Vec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, (__m512i)at, p, 4));
-#endif
-  typename P::Int place[P::size];
-  T values[P::size];
-  memcpy(place, &at, sizeof(place));
-  for (int i = 0; i < P::size; ++i) values[i] = p[place[i]];
-  return load<P>(values);
-}
 
 // The slopes at both ends of each lane's bin, and where they lie.
 template <class P>
@@ -187,29 +176,53 @@ Block<T> choose_block(int64_t bins, bool inverse, bool backward) {
   return block_of<0, T>(inverse, backward);
 }
 
+// One row of the buffer for each of `repeats` numbers that share a row of parameters, and the sum of their gradients.
 template <class T, class S>
-GF_NOINLINE void copy_in(T* to, const S* from, int64_t stride, int64_t width, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < width; ++j) to[i * width + j] = to_real(from[i * stride + j]);
+GF_NOINLINE void copy_in(T* to, const S* from, int64_t stride, int64_t width, int64_t count, int64_t repeats) {
+  for (int64_t i = 0; i < count; ++i, from += stride) {
+    const T* first = to;
+    for (int64_t j = 0; j < width; ++j) to[j] = to_real(from[j]);
+    to += width;
+    for (int64_t v = 1; v < repeats; ++v, to += width) memcpy(to, first, width * sizeof(T));
+  }
 }
 template <class S, class T>
-GF_NOINLINE void copy_out(S* to, int64_t stride, const T* from, int64_t width, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < width; ++j) to[i * stride + j] = from_real<S>(from[i * width + j]);
+GF_NOINLINE void copy_out(S* to, int64_t stride, T* from, int64_t width, int64_t count, int64_t repeats) {
+  for (int64_t i = 0; i < count; ++i, to += stride, from += repeats * width) {
+    for (int64_t v = 1; v < repeats; ++v) {
+      const T* GF_RESTRICT next = from + v * width;
+      for (int64_t j = 0; j < width; ++j) from[j] += next[j];
+    }
+    for (int64_t j = 0; j < width; ++j) to[j] = from_real<S>(from[j]);
+  }
 }
 
+// f(how many before it, index in memory, length) for each run of the numbers v ... v + count of a row.
+template <class F>
+GF_HD void for_runs(const RqSplineSizes& z, int64_t row, int64_t v, int count, F&& f) {
+  int64_t at = rq_number_at(z, row, v), left = z.inner - v % z.inner;
+  for (int done = 0; done < count;) {
+    const int length = left < count - done ? static_cast<int>(left) : count - done;
+    f(done, at, length);
+    done += length;
+    at += left + (z.rows - 1) * z.inner;
+    left = z.inner;
+  }
+}
+
+// Rows begin ... end of parameters, each read by `repeats` numbers, no more than lanes.
 template <class S>
 void rows(Block<compute_t<S>> block, const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c,
           int64_t begin, int64_t end) {
   using T = compute_t<S>;
   using P = Native<T>;
   constexpr int kLanes = P::size;
-  const bool backward = a.grad_x != nullptr;
+  const bool backward = a.grad_w != nullptr;
   const int slopes = static_cast<int>(z.slopes);
   Scratch<P> columns(2 * z.bins);
   int64_t i = begin;
   if constexpr (std::is_same<S, T>::value) {
-    for (; i + kLanes <= end; i += kLanes) {
+    for (; z.repeats == 1 && i + kLanes <= end; i += kLanes) {
       const int64_t w = i * z.stride_w, h = i * z.stride_h, d = i * z.stride_d;
       Rows<T> f{};
       f.x = a.x + i, f.w = a.w + w, f.h = a.h + h, f.d = a.d + d;
@@ -238,35 +251,181 @@ void rows(Block<compute_t<S>> block, const Arrays<S>& a, const RqSplineSizes& z,
   for (T* p = memory.get(); p < next; ++p) *p = 0;
   const Rows<T> f{x,       w,      h,      d,      grad_y, grad_log_det, y,  //
                   log_det, grad_x, grad_w, grad_h, grad_d, z.bins,       z.bins, z.slopes};
-  for (; i < end; i += kLanes) {
-    const int64_t count = end - i < kLanes ? end - i : kLanes;
-    copy_in(x, a.x + i, 1, 1, count);
-    copy_in(w, a.w + i * z.stride_w, z.stride_w, z.bins, count);
-    copy_in(h, a.h + i * z.stride_h, z.stride_h, z.bins, count);
-    copy_in(d, a.d + i * z.stride_d, z.stride_d, z.slopes, count);
+  const int64_t at_once = kLanes / z.repeats;
+  for (; i < end; i += at_once) {
+    const int64_t count = end - i < at_once ? end - i : at_once;
+    const int lanes = static_cast<int>(count * z.repeats);
+    int64_t at[kLanes], *next_at = at;
+    for (int64_t row = i; row < i + count; ++row)
+      for_runs(z, row, 0, static_cast<int>(z.repeats), [&](int, int64_t first, int length) {
+        for (int v = 0; v < length; ++v) *next_at++ = first + v;
+      });
+    for (int lane = 0; lane < lanes; ++lane) x[lane] = to_real(a.x[at[lane]]);
+    copy_in(w, a.w + i * z.stride_w, z.stride_w, z.bins, count, z.repeats);
+    copy_in(h, a.h + i * z.stride_h, z.stride_h, z.bins, count, z.repeats);
+    copy_in(d, a.d + i * z.stride_d, z.stride_d, z.slopes, count, z.repeats);
     if (backward) {
-      copy_in(grad_y, a.grad_y + i, 1, 1, count);
-      copy_in(grad_log_det, a.grad_log_det + i, 1, 1, count);
+      for (int lane = 0; lane < lanes; ++lane) {
+        grad_y[lane] = to_real(a.grad_y[at[lane]]);
+        grad_log_det[lane] = a.grad_log_det[at[lane]];
+      }
     }
     block(f, slopes, columns.get(), c);
     if (backward) {
-      copy_out(a.grad_x + i, 1, grad_x, 1, count);
-      copy_out(a.grad_w + i * z.stride_w, z.stride_w, grad_w, z.bins, count);
-      copy_out(a.grad_h + i * z.stride_h, z.stride_h, grad_h, z.bins, count);
-      copy_out(a.grad_d + i * z.stride_d, z.stride_d, grad_d, z.slopes, count);
+      for (int lane = 0; lane < lanes; ++lane) a.grad_x[at[lane]] = from_real<S>(grad_x[lane]);
+      copy_out(a.grad_w + i * z.stride_w, z.stride_w, grad_w, z.bins, count, z.repeats);
+      copy_out(a.grad_h + i * z.stride_h, z.stride_h, grad_h, z.bins, count, z.repeats);
+      copy_out(a.grad_d + i * z.stride_d, z.stride_d, grad_d, z.slopes, count, z.repeats);
     } else {
-      copy_out(a.y + i, 1, y, 1, count);
-      copy_out(a.log_det + i, 1, log_det, 1, count);
+      for (int lane = 0; lane < lanes; ++lane) {
+        a.y[at[lane]] = from_real<S>(y[lane]);
+        a.log_det[at[lane]] = log_det[lane];
+      }
     }
   }
 }
 
+// --- many numbers a row ---
+
+constexpr int kTile = 256;
+
+// Numbers of one row, side by side.
+template <class T>
+struct Tile {
+  alignas(64) T x[kTile], grad_y[kTile], grad_log_det[kTile];
+  alignas(64) T y[kTile], log_det[kTile];  // in the backward the first holds the gradient of x
+};
+
+template <bool kInverse, class T>
+GF_NOINLINE void tile_forward(Tile<T>* f, int count, const RqTable<T>& table, const RqConstants<T>& c) {
+  using P = Native<T>;
+  for (int i = 0; i < count; i += P::size) {
+    const P v = load<P>(f->x + i);
+    const auto inside = rq_inside(v, c.axis);
+    RqBin<P> bin;
+    RqShape<P> shape;
+    table.template locate<kInverse>(select(inside, v, P(0)), &bin, &shape);
+    const RqPoint<P> p = rq_evaluate<kInverse>(bin, shape, c);
+    store(f->y + i, select(inside, p.y, v));
+    store(f->log_det + i, select(inside, p.log_det, select(v == v, P(0), v)));
+  }
+}
+
+// Adds to the sums of the bins. Numbers outside the square, NaN among them, add nothing.
+template <bool kInverse, class T>
+GF_NOINLINE void tile_backward(Tile<T>* f, int count, const RqTable<T>& table, const RqConstants<T>& c, double* sums) {
+  using P = Native<T>;
+  using Wide = Native<double>;
+  for (int i = 0; i < count; i += P::size) {
+    const P v = load<P>(f->x + i), grad_y = load<P>(f->grad_y + i);
+    const auto inside = rq_inside(v, c.axis);
+    RqBin<P> bin;
+    RqShape<P> shape;
+    table.template locate<kInverse>(select(inside, v, P(0)), &bin, &shape);
+    const RqPoint<P> p = rq_evaluate<kInverse>(bin, shape, c);
+    const RqAdjoint<P> g = rq_adjoint<kInverse>(p, grad_y, load<P>(f->grad_log_det + i));
+    store(f->y + i, select(inside, g.v, grad_y));
+
+    P columns[kRqSums] = {g.x, g.w, g.y, g.h, g.d0, g.d1, P(0), P(0)};
+    for (int q = 0; q < kRqCotangents; ++q) columns[q] = select(inside, columns[q], P(0));
+    alignas(64) T added[P::size * kRqSums];
+    typename P::Int k[P::size];
+    store_columns<P::size>(added, kRqSums, kRqSums, columns);
+    memcpy(k, &bin.k, sizeof(k));
+    for (int lane = 0; lane < P::size; ++lane) {
+      double* to = sums + k[lane] * kRqSums;
+      for (int q = 0; q < kRqSums; q += Wide::size) {
+        Pack<T, Wide::size> part;
+        memcpy(&part, added + lane * kRqSums + q, sizeof(part));
+        store(to + q, load<Wide>(to + q) + Wide(__builtin_convertvector(part.v, typename Wide::Vec)));
+      }
+    }
+  }
+}
+
+// Numbers begin ... end of a row.
+template <class S, class T>
+void one_row(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<T>& c, bool inverse, int64_t row,
+             int64_t begin, int64_t end, RqTable<T>* table, double* sums) {
+  const bool backward = a.grad_w != nullptr;
+  copy_in(table->widths(), a.w + row * z.stride_w, 0, z.bins, 1, 1);
+  copy_in(table->heights(), a.h + row * z.stride_h, 0, z.bins, 1, 1);
+  copy_in(table->slopes(), a.d + row * z.stride_d, 0, z.slopes < z.bins ? z.slopes : z.bins, 1, 1);
+  table->build();
+  if (backward) memset(sums, 0, z.bins * kRqSums * sizeof(double));
+  Tile<T> f;
+  for (int64_t v = begin; v < end; v += kTile) {
+    const int count = end - v < kTile ? static_cast<int>(end - v) : kTile;
+    for_runs(z, row, v, count, [&](int to, int64_t at, int length) {
+      for (int i = 0; i < length; ++i) f.x[to + i] = to_real(a.x[at + i]);
+      if (!backward) return;
+      for (int i = 0; i < length; ++i) f.grad_y[to + i] = to_real(a.grad_y[at + i]);
+      for (int i = 0; i < length; ++i) f.grad_log_det[to + i] = a.grad_log_det[at + i];
+    });
+    for (int i = count; i % Native<T>::size != 0; ++i) f.x[i] = c.axis.bound * 2, f.grad_y[i] = f.grad_log_det[i] = 0;
+    if (backward)
+      (inverse ? tile_backward<true, T> : tile_backward<false, T>)(&f, count, *table, c, sums);
+    else
+      (inverse ? tile_forward<true, T> : tile_forward<false, T>)(&f, count, *table, c);
+    for_runs(z, row, v, count, [&](int from, int64_t at, int length) {
+      S* to = (backward ? a.grad_x : a.y) + at;
+      for (int i = 0; i < length; ++i) to[i] = from_real<S>(f.y[from + i]);
+      if (backward) return;
+      for (int i = 0; i < length; ++i) a.log_det[at + i] = f.log_det[from + i];
+    });
+  }
+}
+
 template <class S>
-void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o) {
+void row_gradients(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c, int64_t row,
+                   const double* sums) {
+  const int64_t w = row * z.stride_w, h = row * z.stride_h, d = row * z.stride_d;
+  rq_logit_gradients(a.w + w, sums, c.free_w, c, a.grad_w + w);
+  rq_logit_gradients(a.h + h, sums + 2, c.free_h, c, a.grad_h + h);
+  rq_slope_gradients(a.d + d, sums, static_cast<int>(z.slopes), c, a.grad_d + d);
+}
+
+template <class S>
+void shared_rows(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c,
+                 const RqConstants<double>& wide, bool inverse, double* workspace) {
+  using T = compute_t<S>;
+  const bool backward = a.grad_w != nullptr;
+  const RqChunks chunks = rq_chunks(z);
+  const int64_t size = z.bins * kRqSums, longest = z.repeats < chunks.numbers ? z.repeats : chunks.numbers;
+  parallel_for(chunks.count * z.all_rows, longest < kGrain ? kGrain / (longest + 16) + 1 : 1,
+               [&](int64_t first, int64_t last) {
+                 RqTable<T> table(c, wide);
+                 Scratch<double> own(chunks.count == 1 ? size : 0);
+                 for (int64_t unit = first; unit < last; ++unit) {
+                   const int64_t row = unit % z.all_rows, begin = unit / z.all_rows * chunks.numbers;
+                   const int64_t end = begin + chunks.numbers < z.repeats ? begin + chunks.numbers : z.repeats;
+                   double* sums = chunks.count == 1 ? own.get() : workspace + unit * size;
+                   one_row(a, z, c, inverse, row, begin, end, &table, sums);
+                   if (backward && chunks.count == 1) row_gradients(a, z, c, row, sums);
+                 }
+               });
+  if (!backward || chunks.count == 1) return;
+  parallel_for(z.all_rows, 16, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      double* sums = workspace + row * size;
+      for (int64_t chunk = 1; chunk < chunks.count; ++chunk)
+        for (int64_t q = 0; q < size; ++q) sums[q] += sums[chunk * z.all_rows * size + q];
+      row_gradients(a, z, c, row, sums);
+    }
+  });
+}
+
+template <class S>
+void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, double* workspace) {
   using T = compute_t<S>;
   const auto c = rq_constants<T>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
-  const Block<T> block = choose_block<T>(z.bins, o.inverse, a.grad_x != nullptr);
-  parallel_for(z.n, kGrain, [&](int64_t begin, int64_t end) { rows(block, a, z, c, begin, end); });
+  if (z.repeats < 1 || z.repeats > Native<T>::size) {
+    const auto wide = rq_constants<double>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
+    return shared_rows(a, z, c, wide, o.inverse, workspace);
+  }
+  const Block<T> block = choose_block<T>(z.bins, o.inverse, a.grad_w != nullptr);
+  parallel_for(z.all_rows, (kGrain + z.repeats - 1) / z.repeats,
+               [&](int64_t begin, int64_t end) { rows(block, a, z, c, begin, end); });
 }
 
 }  // namespace
@@ -274,14 +433,14 @@ void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o) {
 void rq_spline_forward(const RqSplineForward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    run(arrays<S>(f), f.size, f.options);
+    run(arrays<S>(f), f.size, f.options, nullptr);
   });
 }
 
 void rq_spline_backward(const RqSplineBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    run(arrays<S>(f), f.size, f.options);
+    run(arrays<S>(f), f.size, f.options, f.workspace);
   });
 }
 

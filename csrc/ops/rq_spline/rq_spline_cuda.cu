@@ -1,36 +1,19 @@
 // Rational-quadratic spline on CUDA: one thread a number. For the common numbers of bins a block stages the logits of
 // its numbers through shared memory, so that global memory is read and written in whole lines and each thread keeps its
-// exponentials in registers. For any other number, and other types than float32, threads read their rows in place.
+// exponentials in registers. For any other number, and other types than float32, threads read their rows in place. Rows
+// that several numbers share are read through the caches; their gradients are sums that a block takes in shared memory.
 #include <type_traits>
 
 #include "common/launch.cuh"
 #include "ops/rq_spline/rq_spline_arrays.h"
 #include "ops/rq_spline/rq_spline_math.h"
+#include "ops/rq_spline/rq_spline_shared.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
 namespace {
 
-constexpr int kThreads = 128;
-
-// Exponentials of a row of logits that are computed whenever they are asked for.
-template <class S>
-struct LazyExponentials {
-  using T = compute_t<S>;
-  const S* logits;
-  T top;
-  GF_HD T operator[](int j) const { return exp(to_real(logits[j]) - top); }
-};
-
-template <class S, class T = compute_t<S>>
-__device__ T start_lazily(LazyExponentials<S>& e, const S* logits, int bins) {
-  e.logits = logits;
-  e.top = to_real(logits[0]);
-  for (int j = 1; j < bins; ++j) e.top = max(e.top, to_real(logits[j]));
-  T sum = 0;
-  for (int j = 0; j < bins; ++j) sum += e[j];
-  return T(1) / sum;
-}
+constexpr int kThreads = kRqThreads;
 
 // Rows of a tile lie an odd number of words apart, so that threads reading a column meet no bank twice.
 template <int kBins>
@@ -73,15 +56,23 @@ __device__ void finish_forward(const Arrays<S>& a, int64_t i, const S* d, int sl
   a.log_det[i] = inside ? p.log_det : v == v ? T(0) : v;
 }
 
+// Writes the gradient of x and gives the other cotangents; numbers outside the square have none.
 template <bool kInverse, class S, class T>
-__device__ RqAdjoint<T> finish_backward(const Arrays<S>& a, int64_t i, const S* d, S* grad_d, int slopes,
-                                        const RqBin<T>& bin, const RqConstants<T>& c) {
-  const Ends<T> s = load_slopes(d, slopes, bin.k, c);
+__device__ RqAdjoint<T> adjoint_of(const Arrays<S>& a, int64_t i, const Ends<T>& s, const RqBin<T>& bin,
+                                   const RqConstants<T>& c) {
   const RqPoint<T> p = rq_evaluate<kInverse>(bin, s.low.d, s.high.d, c);
   const T v = to_real(a.x[i]), grad_y = to_real(a.grad_y[i]);
   const bool inside = v >= -c.axis.bound && v <= c.axis.bound;
   const RqAdjoint<T> g = rq_adjoint<kInverse>(p, inside ? grad_y : T(0), inside ? a.grad_log_det[i] : T(0));
   a.grad_x[i] = from_real<S>(inside ? g.v : grad_y);
+  return inside ? g : RqAdjoint<T>{};
+}
+
+template <bool kInverse, class S, class T>
+__device__ RqAdjoint<T> finish_backward(const Arrays<S>& a, int64_t i, const S* d, S* grad_d, int slopes,
+                                        const RqBin<T>& bin, const RqConstants<T>& c) {
+  const Ends<T> s = load_slopes(d, slopes, bin.k, c);
+  const RqAdjoint<T> g = adjoint_of<kInverse>(a, i, s, bin, c);
   const T low = g.d0 * s.low.derivative, high = g.d1 * s.high.derivative;
   for (int j = 0; j < slopes; ++j) grad_d[j] = from_real<S>(j == bin.k - 1 ? low : j == bin.k ? high : T(0));
   return g;
@@ -98,24 +89,29 @@ __global__ __launch_bounds__(kThreads) void rq_spline_tiled(Arrays<float> a, RqS
   GF_SHARED(float, tile_w, [kThreads * kPitch<kBins>]);
   GF_SHARED(float, tile_h, [kThreads * kPitch<kBins>]);
   const int t = threadIdx.x, slopes = static_cast<int>(z.slopes);
-  for (int64_t first = int64_t(blockIdx.x) * kThreads; first < z.n; first += int64_t(gridDim.x) * kThreads) {
-    const int count = static_cast<int>(z.n - first < kThreads ? z.n - first : kThreads);
-    stage<kBins>(tile_w, a.w + first * z.stride_w, z.stride_w, count);
-    stage<kBins>(tile_h, a.h + first * z.stride_h, z.stride_h, count);
+  const bool shared = !kBackward && z.repeats != 1;
+  for (int64_t first = int64_t(blockIdx.x) * kThreads; first < z.count; first += int64_t(gridDim.x) * kThreads) {
+    const int count = static_cast<int>(z.count - first < kThreads ? z.count - first : kThreads);
+    if (!shared) {
+      stage<kBins>(tile_w, a.w + first * z.stride_w, z.stride_w, count);
+      stage<kBins>(tile_h, a.h + first * z.stride_h, z.stride_h, count);
+    }
     __syncthreads();
     if (t < count) {
-      const int64_t i = first + t;
+      const int64_t i = first + t, row = shared ? rq_row_of(z, i) : i;
       float* row_w = tile_w + t * kPitch<kBins>;
       float* row_h = tile_h + t * kPitch<kBins>;
+      const float* logits_w = shared ? a.w + row * z.stride_w : row_w;
+      const float* logits_h = shared ? a.h + row * z.stride_h : row_h;
       float e_w[kBins], e_h[kBins];
       GF_UNROLL
       for (int j = 0; j < kBins; ++j) {
-        e_w[j] = row_w[j];
-        e_h[j] = row_h[j];
+        e_w[j] = logits_w[j];
+        e_h[j] = logits_h[j];
       }
       const float r_w = rq_exponentials<kBins>(e_w, kBins), r_h = rq_exponentials<kBins>(e_h, kBins);
       const RqBin<float> bin = rq_locate<kBins, kInverse>(inner(a.x[i], c), e_w, e_h, r_w, r_h, c);
-      const float* d = a.d + i * z.stride_d;
+      const float* d = a.d + row * z.stride_d;
       if constexpr (kBackward) {
         const RqAdjoint<float> g = finish_backward<kInverse>(a, i, d, a.grad_d + i * z.stride_d, slopes, bin, c);
         rq_softmax_adjoint<kBins>(e_w, bin.k, bin.scale_w, r_w, g.x, g.w, bin.e_w, c,
@@ -140,12 +136,13 @@ __global__ __launch_bounds__(kThreads, 4) void rq_spline_rows(Arrays<S> a, RqSpl
                                                               RqConstants<compute_t<S>> c) {
   using T = compute_t<S>;
   const int slopes = static_cast<int>(z.slopes);
-  for (int64_t i = grid_thread(); i < z.n; i += grid_threads()) {
-    LazyExponentials<S> e_w, e_h;
-    const T r_w = start_lazily(e_w, a.w + i * z.stride_w, c.bins),
-            r_h = start_lazily(e_h, a.h + i * z.stride_h, c.bins);
+  for (int64_t i = grid_thread(); i < z.count; i += grid_threads()) {
+    const int64_t row = kBackward ? i : rq_row_of(z, i);
+    T r_w, r_h;
+    const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + row * z.stride_w, c.bins, &r_w);
+    const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + row * z.stride_h, c.bins, &r_h);
     const RqBin<T> bin = rq_locate<0, kInverse>(inner(to_real(a.x[i]), c), e_w, e_h, r_w, r_h, c);
-    const S* d = a.d + i * z.stride_d;
+    const S* d = a.d + row * z.stride_d;
     if constexpr (kBackward) {
       const RqAdjoint<T> g = finish_backward<kInverse>(a, i, d, a.grad_d + i * z.stride_d, slopes, bin, c);
       S* grad_w = a.grad_w + i * z.stride_w;
@@ -160,12 +157,111 @@ __global__ __launch_bounds__(kThreads, 4) void rq_spline_rows(Arrays<S> a, RqSpl
   }
 }
 
+// Tasks of a block: the gradients of widths, heights and slopes of `count` rows, whose sums lie one after the other.
+template <class S, class T>
+__device__ void row_gradients(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<T>& c, int64_t row,
+                              int count, const double* sums) {
+  for (int task = threadIdx.x; task < 3 * count; task += kThreads) {
+    const int64_t r = row + task / 3;
+    const double* s = sums + task / 3 * c.bins * kRqSums;
+    if (task % 3 == 0)
+      rq_logit_gradients(a.w + r * z.stride_w, s, c.free_w, c, a.grad_w + r * z.stride_w);
+    else if (task % 3 == 1)
+      rq_logit_gradients(a.h + r * z.stride_h, s + 2, c.free_h, c, a.grad_h + r * z.stride_h);
+    else
+      rq_slope_gradients(a.d + r * z.stride_d, s, static_cast<int>(z.slopes), c, a.grad_d + r * z.stride_d);
+  }
+}
+
+// Shared rows. A block takes one chunk of one row, or at once as many rows as its threads have numbers of; a thread
+// then adds up the cotangents of a bin, in the order of the numbers. `sums`: at_once rows for each block.
+template <class S, bool kInverse>
+__global__ __launch_bounds__(kThreads, 4) void rq_spline_shared(Arrays<S> a, RqSplineSizes z,
+                                                                RqConstants<compute_t<S>> c, RqChunks chunks,
+                                                                int at_once, double* sums) {
+  using T = compute_t<S>;
+  GF_SHARED(T, cotangent, [kRqCotangents][kThreads]);
+  GF_SHARED(int, bin_of, [kThreads]);
+  const int t = threadIdx.x, slopes = static_cast<int>(z.slopes);
+  const int span = at_once > 1 ? static_cast<int>(z.repeats) : kThreads;  // numbers of a row at a time
+  sums += int64_t(blockIdx.x) * at_once * c.bins * kRqSums;
+  const int64_t units = (z.all_rows + at_once - 1) / at_once * chunks.count;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const int64_t row = chunks.count > 1 ? unit % z.all_rows : unit * at_once;
+    const int64_t begin = chunks.count > 1 ? unit / z.all_rows * chunks.numbers : 0;
+    const int64_t end = begin + chunks.numbers < z.repeats ? begin + chunks.numbers : z.repeats;
+    const int count = static_cast<int>(z.all_rows - row < at_once ? z.all_rows - row : at_once);
+    const int pairs = count * c.bins * kRqCotangents;
+    for (int q = t; q < pairs; q += kThreads) sums[q / kRqCotangents * kRqSums + q % kRqCotangents] = 0;
+    for (int64_t first = begin; first < end; first += span) {
+      const int64_t r = row + t / span, v = first + t % span;
+      bin_of[t] = -1;
+      if (t / span < count && v < end) {
+        const int64_t i = rq_number_at(z, r, v);
+        T r_w, r_h;
+        const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + r * z.stride_w, c.bins, &r_w);
+        const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + r * z.stride_h, c.bins, &r_h);
+        const RqBin<T> bin = rq_locate<0, kInverse>(inner(to_real(a.x[i]), c), e_w, e_h, r_w, r_h, c);
+        const RqAdjoint<T> g = adjoint_of<kInverse>(a, i, load_slopes(a.d + r * z.stride_d, slopes, bin.k, c), bin, c);
+        bin_of[t] = bin.k;
+        cotangent[0][t] = g.x, cotangent[1][t] = g.w, cotangent[2][t] = g.y;
+        cotangent[3][t] = g.h, cotangent[4][t] = g.d0, cotangent[5][t] = g.d1;
+      }
+      __syncthreads();
+      for (int q = t; q < pairs; q += kThreads) {
+        const int which = q % kRqCotangents, bin = q / kRqCotangents % c.bins;
+        const int from = q / kRqCotangents / c.bins * span;
+        T sum = 0;
+        for (int i = from; i < from + span; ++i)
+          if (bin_of[i] == bin) sum += cotangent[which][i];
+        sums[q / kRqCotangents * kRqSums + which] += sum;
+      }
+      __syncthreads();
+    }
+    if (chunks.count == 1) {
+      __syncthreads();
+      row_gradients(a, z, c, row, count, sums);
+      __syncthreads();
+    }
+  }
+}
+
+// Adds the chunks of a row, one block a row.
+template <class S>
+__global__ __launch_bounds__(kThreads) void rq_spline_chunks(Arrays<S> a, RqSplineSizes z, RqConstants<compute_t<S>> c,
+                                                             int64_t chunks, double* sums) {
+  const int64_t row = blockIdx.x;
+  const int size = c.bins * kRqSums;
+  double* first = sums + row * size;
+  for (int q = threadIdx.x; q < size; q += kThreads) {
+    if (q % kRqSums >= kRqCotangents) continue;
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += first[chunk * z.all_rows * size + q];
+    first[q] = sum;
+  }
+  __syncthreads();
+  row_gradients(a, z, c, row, 1, first);
+}
+
+template <class S>
+void run_shared(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c, bool inverse,
+                double* sums, Stream stream) {
+  const RqChunks chunks = rq_chunks(z);
+  launch("rq_spline_backward", inverse ? rq_spline_shared<S, true> : rq_spline_shared<S, false>,
+         static_cast<unsigned>(rq_blocks(z, chunks)), kThreads, 0, stream, a, z, c, chunks,
+         static_cast<int>(rq_rows_at_once(z)), sums);
+  if (chunks.count > 1)
+    launch("rq_spline_backward", rq_spline_chunks<S>, static_cast<unsigned>(z.all_rows), kThreads, 0, stream, a, z, c,
+           chunks.count, sums);
+}
+
 template <class S, bool kBackward>
-void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, Stream stream) {
+void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, double* workspace, Stream stream) {
   using T = compute_t<S>;
   const auto c = rq_constants<T>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
+  if (kBackward && z.repeats != 1) return run_shared(a, z, c, o.inverse, workspace, stream);
   const char* name = kBackward ? "rq_spline_backward" : "rq_spline_forward";
-  const unsigned blocks = blocks_for(z.n, kThreads);
+  const unsigned blocks = blocks_for(z.count, kThreads);
   const auto start = [&](auto inverse, auto bins) {
     constexpr bool kInverse = decltype(inverse)::value;
     constexpr int kBins = decltype(bins)::value;
@@ -202,14 +298,14 @@ void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, S
 void rq_spline_forward(const RqSplineForward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    run<S, false>(arrays<S>(f), f.size, f.options, f.stream);
+    run<S, false>(arrays<S>(f), f.size, f.options, nullptr, f.stream);
   });
 }
 
 void rq_spline_backward(const RqSplineBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    run<S, true>(arrays<S>(f), f.size, f.options, f.stream);
+    run<S, true>(arrays<S>(f), f.size, f.options, f.workspace, f.stream);
   });
 }
 

@@ -182,29 +182,44 @@ GF_HD RqSlope<R> rq_slope(R raw, M fixed, const RqConstants<scalar_t<R>>& c) {
   return {select(fixed, R(1), d), select(fixed | (d != free), R(0), sigmoid)};
 }
 
+// What a bin is for every number in it.
 template <class R>
-struct RqPoint {
+struct RqShape {
   R w, h, a, b;  // sizes of the bin, slopes over delta
   R delta;       // h / w
+};
+
+template <class R>
+struct RqPoint : RqShape<R> {
   R theta, phi, t;
   R left, right, den, inv_den, m;  // N, D - N, D, 1 / D, M
   R y, log_det;                    // of the direction asked for
 };
 
-template <bool kInverse, class R>
-GF_HD RqPoint<R> rq_evaluate(const RqBin<R>& f, R d0, R d1, const RqConstants<scalar_t<R>>& c) {
+// Sizes and totals as in RqBin; d0 and d1 are the slopes at both ends.
+template <class R>
+GF_HD RqShape<R> rq_shape(R size_w, R size_h, typename RqUnits<R>::Units total_w, typename RqUnits<R>::Units total_h,
+                          R d0, R d1, const RqConstants<scalar_t<R>>& c) {
   using T = scalar_t<R>;
   using U = RqUnits<R>;
-  RqPoint<R> p;
+  RqShape<R> p;
   const R unit(static_cast<T>(2 * c.axis.wide_bound / U::kAxis)), inv_axis(static_cast<T>(1 / U::kAxis));
-  p.w = f.size_w * (R(2) - U::to_real(f.total_w) * inv_axis) * unit;
-  p.h = f.size_h * (R(2) - U::to_real(f.total_h) * inv_axis) * unit;
+  p.w = size_w * (R(2) - U::to_real(total_w) * inv_axis) * unit;
+  p.h = size_h * (R(2) - U::to_real(total_h) * inv_axis) * unit;
   const R z = R(1) / (p.w * p.h);
   p.delta = p.h * p.h * z;
   const R inv_delta = p.w * p.w * z;
   p.a = d0 * inv_delta;
   p.b = d1 * inv_delta;
+  return p;
+}
 
+// Of the bin place, x, y, w, h and the totals are read.
+template <bool kInverse, class R>
+GF_HD RqPoint<R> rq_evaluate(const RqBin<R>& f, const RqShape<R>& shape, const RqConstants<scalar_t<R>>& c) {
+  using U = RqUnits<R>;
+  RqPoint<R> p;
+  static_cast<RqShape<R>&>(p) = shape;
   const auto start = kInverse ? f.y : f.x, size = kInverse ? f.h : f.w;
   const R r = R(1) / U::to_real(size);
   const R low = U::to_real(f.place - start) * r, high = U::to_real(start + size - f.place) * r;
@@ -240,6 +255,11 @@ GF_HD RqPoint<R> rq_evaluate(const RqBin<R>& f, R d0, R d1, const RqConstants<sc
                        select(near_left, from_left, -from_right), c.axis);
   p.y = min(R(c.axis.bound), max(R(-c.axis.bound), y));
   return p;
+}
+
+template <bool kInverse, class R>
+GF_HD RqPoint<R> rq_evaluate(const RqBin<R>& f, R d0, R d1, const RqConstants<scalar_t<R>>& c) {
+  return rq_evaluate<kInverse>(f, rq_shape(f.size_w, f.size_h, f.total_w, f.total_h, d0, d1, c), c);
 }
 
 // Cotangents of the number, the left knot, the sizes and the slopes.
