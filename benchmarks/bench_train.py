@@ -18,7 +18,7 @@ PASSES = 10
 MOST_PASSES = 64
 DEFAULTS = (10, 0.1)
 """scikit-learn's batch size and learning rate."""
-OPTIONS = {"lr": 0.2}
+OPTIONS = {"lr": 0.2, "average": 0}
 """Of `genfast train rbm`, besides the defaults: the default rate suits longer runs."""
 
 LARGE_BATCHES = (64, 0.5)

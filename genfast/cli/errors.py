@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 import traceback
@@ -23,6 +24,9 @@ def sentence(error: BaseException) -> str:
         return f"{where}{error.strerror}"
     if isinstance(error, MemoryError):
         return "not enough memory"
+    asked = re.search(r"you tried to allocate (\d+) bytes", str(error))
+    if asked:
+        return f"not enough memory for {int(asked[1]):,} bytes"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

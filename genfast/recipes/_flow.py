@@ -17,6 +17,7 @@ from genfast.recipes import _base, _pictures
 from genfast.recipes._options import Options, option
 
 _SHOWN = 4000
+_MOST_COLUMNS = 1000
 _PLANE = (-4.0, 4.0, -4.0, 4.0)
 DATA_HELP = "The densities u1 to u4, the samples moons, rings, pinwheel, checkerboard, or a file of rows."
 
@@ -34,7 +35,10 @@ class FlowOptions(Options):
         None, "Scale the columns to mean 0 and deviation 1 inside the flow.", shown="for files and arrays"
     )
     dequantize: float | None = option(
-        None, "Width of the uniform noise added to data on a grid; 0 for none.", at_least=0, shown="the grid's step"
+        None,
+        "Width of uniform noise added to all columns; 0 for none.",
+        at_least=0,
+        shown="that of a column's grid",
     )
 
 
@@ -56,7 +60,7 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
-    def measure(self, x: Tensor, width: float) -> None:
+    def measure(self, x: Tensor, width: Tensor) -> None:
         """Take mean and deviation of the rows x `[N, dim]` plus uniform noise of this width; a constant one keeps 1."""
         rows = x.double()
         self.mean.copy_(rows.mean(0) + width / 2)
@@ -86,6 +90,14 @@ def grid_step(x: Tensor) -> float:
     return step if float(off) < 1e-2 else 0.0
 
 
+def grid_steps(x: Tensor) -> Tensor:
+    """`grid_step` of all columns together, or of each one where they have none in common: `[D]`."""
+    common = grid_step(x)
+    if common or x.shape[1] > _MOST_COLUMNS:
+        return torch.full(x.shape[1:], common)
+    return torch.tensor([grid_step(column) for column in x.T])
+
+
 class FlowRecipe(_base.Recipe[O]):
     """Maximum likelihood on rows of data, or the reverse KL divergence to a density in the plane.
 
@@ -97,6 +109,11 @@ class FlowRecipe(_base.Recipe[O]):
     model: Flow
     #: The least number of dimensions.
     min_dim = 2
+
+    def __init__(self, options: O, *, dim: int, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__(options, dim=dim, shape=shape)
+        self._width = torch.zeros(dim)  # of the noise that each column gets
+        self._noisy = False
 
     def layers(self) -> list[nn.Module]:
         """The transforms, the first one acts on noise."""
@@ -125,22 +142,27 @@ class FlowRecipe(_base.Recipe[O]):
         if dim < cls.min_dim:
             raise RunError(f"{cls.name()} splits its dimensions; {source.name} has {dim}, want at least {cls.min_dim}")
         ours = source.name in data.SAMPLES
-        width = options.dequantize
-        if width is None:
-            width = 0.0 if ours else grid_step(source.x)
         scaled = not ours if options.standardize is None else options.standardize
-        recipe = cls(dataclasses.replace(options, standardize=scaled, dequantize=width), dim=dim, shape=source.shape)
+        recipe = cls(dataclasses.replace(options, standardize=scaled), dim=dim, shape=source.shape)
+        if options.dequantize is not None:
+            recipe._width = torch.full((dim,), options.dequantize)
+        elif not ours:
+            recipe._width = grid_steps(source.x)
         recipe.rows = source.x
+        recipe._noisy = bool(recipe._width.any())
         recipe._look(source)
         return recipe
 
     def _look(self, source: data.Dataset) -> None:
         """Fit the scale to the data and say what was done, and what stays odd."""
-        x, width = source.x, self.options.dequantize or 0.0
-        if width:
-            self.notes.append(f"the values of {source.name} lie on a grid: uniform noise of width {width:g} fills it")
-        constant = (x == x[0]).all(0).nonzero()[:, 0].tolist()
-        if constant and not width:
+        x, width = source.x, self._width
+        noisy = width.nonzero()[:, 0].tolist()
+        if noisy:
+            where = "the values" if len(noisy) == self.dim else f"{len(noisy)} of {self.dim} columns"
+            wide = " and ".join(sorted({f"{w:g}" for w in (width[noisy].min(), width[noisy].max())}))
+            self.notes.append(f"{where} of {source.name} lie on a grid: uniform noise of width {wide} fills it")
+        constant = ((x == x[0]).all(0) & (width == 0)).nonzero()[:, 0].tolist()
+        if constant:
             self.notes.append(
                 f"column {constant[0]} of {source.name} is constant"
                 f"{f', as are {len(constant) - 1} others' if len(constant) > 1 else ''}: its density has no bound"
@@ -173,8 +195,8 @@ class FlowRecipe(_base.Recipe[O]):
     def loss(self, batch: Tensor) -> Tensor:
         """-mean log p of the rows; of a batch of noise, the reverse KL divergence over its images."""
         if self.density is None:
-            if self.options.dequantize:
-                batch = batch + self.options.dequantize * torch.rand_like(batch)
+            if self._noisy:
+                batch = torch.addcmul(batch, self._width.to(batch.device), torch.rand_like(batch))
             return self.model.forward_kl(batch)
         x, log_det = self.model(batch)
         log_q = self.model.base.log_prob(batch) - log_det  # type: ignore[operator]

@@ -59,7 +59,7 @@ def image_samples(samples: Tensor, shape: tuple[int, ...], *, title: str, beside
     panels = [] if beside is None else [("data", beside[: len(samples)])]
     panels.append((title, samples))
     columns = max(1, math.isqrt(len(samples)))
-    drawn = figure(4.4 * len(panels), 4.6)
+    drawn = figure(4.4 * len(panels), 4.9)
     for i, (name, images) in enumerate(panels):
         draw_images(drawn.add_subplot(1, len(panels), i + 1), name, images, shape, columns)
     return png(drawn)

@@ -24,18 +24,15 @@ class RBMOptions(Options):
     """The options of `genfast train rbm`."""
 
     data: str = option("digits", "digits, mnist, fashion-mnist, or a file of values in [0, 1].")
-    epochs: int | None = option(40, "Passes over the data.", at_least=1, shown="40; mnist: 15")
+    epochs: int | None = option(60, "Passes over the data.", at_least=1, shown="60; mnist: 15")
     batch_size: int = option(64, "Rows an update, in each process.", at_least=1, shown="64; mnist: 128")
     lr: float = option(0.1, "Learning rate of SGD.", above=0, shown="0.1; mnist: 0.03")
-    hidden: int = option(128, "Hidden units.", at_least=1, shown="128; mnist: 500")
+    hidden: int = option(256, "Hidden units.", at_least=1, shown="256; mnist: 500")
     k: int = option(1, "Gibbs sweeps an update.", at_least=1)
     method: str = option("cd", "cd, or pcd: persistent chains.", choices=("pcd", "cd"), shown="cd; mnist: pcd")
     momentum: float = option(0.9, "Of the descent.", at_least=0, below=1, shown="0.9; pcd: 0")
     average: int = option(
-        0,
-        "The model is the mean of the parameters over about this many updates; 0 for the last.",
-        at_least=0,
-        shown="0; pcd: 500",
+        500, "The model is the mean of the parameters over about this many updates; 0 for the last.", at_least=0
     )
 
 
@@ -59,14 +56,10 @@ class Recipe(_base.Recipe[RBMOptions]):
 
     @classmethod
     def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of MNIST, and of persistent chains.
-
-        These mix too slowly for momentum, and push the parameters to and fro between modes: the mean holds them in
-        balance.
-        """
+        """Those of MNIST; no momentum for persistent chains, which mix too slowly for it."""
         values = dict(_MNIST) if given.get("data") in ("mnist", "fashion-mnist") else {}
         if (given.get("method") or values.get("method")) == "pcd":
-            values.update(momentum=0.0, average=500)
+            values["momentum"] = 0.0
         return values
 
     @classmethod

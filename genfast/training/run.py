@@ -188,7 +188,10 @@ def _resume(recipe: type[Recipe[Any]], given: Mapping[str, Any], checkpoint: Che
     saved = checkpoint.options()
     advice = f"leave it out, or start anew with {option('overwrite')}"
     if checkpoint.recipe() is not recipe:
-        raise RunError(f"{option('resume')}: the run is {checkpoint.recipe().name()}, not {recipe.name()}; {advice}")
+        raise RunError(
+            f"{option('resume')}: the run is {checkpoint.recipe().name()}, not {recipe.name()}; "
+            f"start anew with {option('overwrite')}"
+        )
     for name, value in given.items():
         if name in ("steps", "epochs") or value is None:
             continue

@@ -99,7 +99,7 @@ def test_a_terminal_that_knows_ascii_only(tmp_path, variables):
     "command", [("--help",), ("train", "--help"), ("train", "rbm", "--help"), ("sample", "--help")]
 )
 def test_help_on_a_narrow_terminal(command):
-    process = start(*command.split(), env=environment(COLUMNS="40", TERMINAL_WIDTH="40"))
+    process = start(*command, env=environment(COLUMNS="40", TERMINAL_WIDTH="40"))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert all(len(line) <= 40 for line in out.splitlines())

@@ -8,7 +8,7 @@ import torch
 
 import genfast
 from genfast.flows import StandardNormal
-from genfast.recipes._flow import Standardize, grid_step
+from genfast.recipes._flow import Standardize, grid_step, grid_steps
 
 QUICK = {"device": "cpu", "progress": False, "log_every": 50}
 
@@ -21,7 +21,7 @@ def gauss(n=2000, mean=(130.0, -4.0), std=(60.0, 0.02)):
 def test_standardize_is_an_affine_map():
     layer = Standardize(2)
     x = gauss()
-    layer.measure(x, 0.0)
+    layer.measure(x, torch.zeros(2))
     z, log_det = layer.inverse(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(z.std(0), torch.ones(2), atol=1e-2, rtol=0)
@@ -50,7 +50,6 @@ def test_what_was_done_to_the_data_is_said(caplog, tmp_path):
     pixels = torch.randint(0, 256, (500, 2), generator=torch.Generator().manual_seed(0)).float()
     result = genfast.fit("nsf", pixels, out=tmp_path, steps=2, **QUICK)
     assert result.options.standardize
-    assert result.options.dequantize == 1.0
     said = "\n".join(caplog.messages)
     assert "the values of data lie on a grid: uniform noise of width 1 fills it" in said
     assert "data has values from 0 to 255: columns are standardised inside the flow" in said
@@ -86,6 +85,20 @@ def test_dequantised_data_have_a_bounded_density():
 )
 def test_grids_are_found(x, step):
     assert grid_step(x) == pytest.approx(step) if isinstance(step, float) else grid_step(x) == step
+
+
+def test_columns_have_grids_of_their_own(caplog, tmp_path):
+    caplog.set_level("INFO", "genfast")
+    g = torch.Generator().manual_seed(0)
+    columns = torch.randn(3000, generator=g), torch.randint(0, 5, (3000,), generator=g), torch.rand(3000, generator=g)
+    x = torch.stack([*columns[:2], columns[2].round(decimals=1)], 1)
+    assert grid_steps(x).tolist() == pytest.approx([0, 1, 0.1], rel=1e-3)
+    whole = genfast.fit("realnvp", x, out=tmp_path, steps=6, layers=2, **QUICK)
+    assert "2 of 3 columns of data lie on a grid: uniform noise of width 0.1 and 1 fills it" in caplog.text
+    genfast.fit("realnvp", x, out=tmp_path / "parts", steps=2, layers=2, **QUICK)
+    parts = genfast.fit("realnvp", x, out=tmp_path / "parts", steps=6, resume=True, **QUICK)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_constant_column_is_named(caplog, tmp_path):

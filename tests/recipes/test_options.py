@@ -32,7 +32,7 @@ def test_every_recipe_says_what_it_is(name):
 
 def test_the_presets_of_mnist():
     digits, mnist = options("rbm"), options("rbm", data="mnist")
-    assert (digits.method, digits.hidden, digits.momentum, digits.average) == ("cd", 128, 0.9, 0)
+    assert (digits.method, digits.hidden, digits.momentum, digits.average) == ("cd", 256, 0.9, 500)
     assert (mnist.method, mnist.hidden, mnist.momentum, mnist.average) == ("pcd", 500, 0.0, 500)
     assert options("rbm", data="mnist", method="cd").momentum == 0.9
     assert options("rbm", data="mnist", hidden=3, momentum=0.5).momentum == 0.5

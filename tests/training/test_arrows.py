@@ -11,11 +11,9 @@ PACKAGE = Path(genfast.__file__).parent
 
 # A part imports those that stand on an earlier line, itself, and nothing else of genfast.
 ORDER = [
-    ("_arguments", "_errors", "_native", "_optional", "_tracing", "reference"),
-    ("_finite", "_module", "data"),
-    ("_backend",),
-    ("_register",),
-    ("ops",),
+    ("reference",),
+    ("_",),  # the files genfast/_*.py: they may use each other, without circles
+    ("data", "ops"),
     ("boltzmann", "flows", "vae", "energy", "autoregressive", "patch"),  # none of these imports another
     ("recipes",),
     ("training",),
@@ -64,7 +62,10 @@ def imported(name, path):
 
 
 def part(name):
-    return name.split(".")[1] if "." in name else "genfast"
+    if "." not in name:
+        return "genfast"
+    first = name.split(".")[1]
+    return "_" if first.startswith("_") and first != "__main__" else first
 
 
 GRAPH = {name: set(imported(name, path)) - {name} for name, path in MODULES.items()}
