@@ -195,7 +195,8 @@ def affine_coupling(
     | "reciprocal_sigmoid" | -log sigmoid(a + offset) | offset=2 (normflows' "sigmoid") |
 
     log s is computed from a itself, and saturates at :math:`\pm` `max_log_scale` with gradient 0 beyond, so s and 1/s
-    are finite for every finite a.
+    are finite for every finite a. y is infinite only where :math:`x\,s + t` itself lies outside the range of its dtype
+    (65504 in float16: there a bounded map such as "tanh" is the safe choice).
 
     Slices, expanded tensors and views such as `params.chunk(2, -1)` or `params[..., 0::2]` are read where they lie,
     without a copy. With `params=` the gradient, too, is written as one packed tensor.
