@@ -2,12 +2,15 @@
 // they are read and written; everything else is float or double.
 #pragma once
 
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "chunks.h"
 #include "device.cuh"
 #include "dtype.h"
 #include "reduce.cuh"
+#include "row_groups.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -84,6 +87,19 @@ __device__ __forceinline__ T group_sum(T value, int lanes) {
   return value;
 }
 
+// The same where a row has a whole block's threads; then all of them take part.
+template <class T>
+__device__ __forceinline__ T row_sum(T value, int lanes) {
+  return lanes > kWarpSize ? block_sum(value) : group_sum(value, lanes);
+}
+
+// A value summed over the rows of a warp: over the threads that lie a multiple of `lanes` apart.
+template <class T>
+__device__ __forceinline__ T sum_of_rows(T value, int lanes) {
+  for (int offset = kWarpSize / 2; offset >= lanes; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
 // Sums each v[e] over the rows of a warp, which lie `lanes` threads apart, and hands every thread some of the sums: at
 // each step a thread keeps half of its numbers and gives the others away. f(e, sum) for those it ends up with.
 template <int kLeft, int kOffset, int kPer, class T, class F>
@@ -107,6 +123,15 @@ __device__ __forceinline__ void sum_over_rows(T (&v)[kPer], int lanes, int base,
   }
   GF_UNROLL
   for (int i = 0; i < kLeft; ++i) f(base + i, v[i]);
+}
+
+// Bytes of shared memory for what a block keeps of a row; `most` is the D whose forward and backward fit.
+constexpr std::size_t kMaxShared = 200 * 1024;
+inline std::size_t row_bytes(const char* op, std::size_t bytes, std::size_t most) {
+  if (bytes > kMaxShared)
+    throw std::invalid_argument(std::string(op) + " on CUDA: D is too large; " + std::to_string(most) +
+                                " is the most that shared memory holds forward and backward in this dtype");
+  return bytes;
 }
 
 // f(integral_constant of kPer) with the smallest power of two that holds d numbers, at most kMax.
