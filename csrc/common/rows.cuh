@@ -175,5 +175,71 @@ __device__ __forceinline__ void sum_chunks(const T* parts, int64_t chunks, int64
   }
 }
 
+// What an algorithm over rows is written with: ColumnRows of columns.h, on CUDA. Rows are dealt out to the threads of a
+// block as row_groups.h says, and number e of a thread lies at [e kRowBlock + thread]; those past a row's end are zeros.
+template <class T>
+class GroupedRows {
+ public:
+  using Number = T;
+  using Real = T;
+
+  __device__ __forceinline__ GroupedRows(const RowGroups& groups, int64_t d, DType dtype)
+      : d(d), g_(groups), dtype_(dtype), lane_(block_thread() & (groups.lanes - 1)) {}
+
+  // f() with rows begin ... end - 1 of which a block takes every `blocks`-th part.
+  template <class F>
+  __device__ __forceinline__ void for_each(int64_t begin, int64_t end, F&& f, int64_t block = 0, int64_t blocks = 1) {
+    for (int64_t first = begin + block * g_.rows(); first < end; first += blocks * g_.rows()) {
+      row_ = first + block_thread() / g_.lanes;
+      active_ = row_ < end;
+      f();
+    }
+  }
+  template <class F>
+  __device__ __forceinline__ void each(F&& f) const {
+    const int thread = block_thread();
+    GF_ROLLED
+    for (int e = 0; e < g_.per; ++e) f(int64_t{e} * g_.lanes + lane_, e * kRowBlock + thread);
+  }
+  __device__ __forceinline__ int64_t numbers() const { return g_.numbers(); }
+  __device__ __forceinline__ T parameter(const void* p, int64_t i, int64_t column = 0) const {
+    return column < d ? load_number<T>(p, dtype_, i) : T(0);
+  }
+  __device__ __forceinline__ T row_sum(T x) const { return gf::row_sum(x, g_.lanes); }
+  __device__ __forceinline__ T existing(T x, T missing) const { return active_ ? x : missing; }
+  // To a sum of this warp's own.
+  __device__ __forceinline__ void add(T* to, T x, int64_t column) const {
+    x = sum_of_rows(x, g_.lanes);
+    if (column < d && lane_index() < g_.lanes) *to += x;
+  }
+  __device__ __forceinline__ void add_once(T* to, T x) const {
+    x = sum_of_rows(x, g_.lanes);
+    if (lane_index() == 0 && lane_ == 0) *to += x;
+  }
+  __device__ __forceinline__ void load(const void* p, T* to) const {
+    each([&](int64_t c, int at) { to[at] = active_ && c < d ? load_number<T>(p, dtype_, row_ * d + c) : T(0); });
+  }
+  __device__ __forceinline__ void store(void* p, const T* from) const {
+    each([&](int64_t c, int at) {
+      if (active_ && c < d) store_number<T>(p, dtype_, row_ * d + c, from[at]);
+    });
+  }
+  __device__ __forceinline__ T load_sum(const void* p) const {
+    return active_ ? static_cast<const T*>(p)[row_] : T(0);
+  }
+  __device__ __forceinline__ void store_sum(void* p, T x) const {
+    if (active_ && lane_ == 0) static_cast<T*>(p)[row_] = x;
+  }
+
+  const int64_t d;
+
+ private:
+  const RowGroups g_;
+  const DType dtype_;
+  const int lane_;
+  int64_t row_ = 0;
+  bool active_ = false;
+};
+
 }  // namespace GF_BACKEND
 }  // namespace gf

@@ -1,4 +1,4 @@
-// One radial layer (Rezende & Mohamed 2015) and its adjoints, the scalar part; written once for every Real.
+// Radial layers (Rezende & Mohamed 2015) and their adjoints, written once for every backend.
 //
 //   z' = c + q (z - c),  q = 1 + beta h,  h = 1 / (alpha + r),  r = |z - c|
 //   log|det dz'/dz| = (D - 1) log|q| + log|p|,  p = d(r q)/dr = 1 + alpha beta h^2
@@ -17,6 +17,7 @@
 #pragma once
 
 #include "common/real.h"
+#include "ops/radial/radial.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -71,6 +72,70 @@ GF_HD RadialAdjoint<R> radial_adjoint(bool inverse, const RadialLayer<R>& f, R v
   if (!inverse) return {f.q, f.m, w, alpha, beta};
   const R back = R(1) / f.q;
   return {back, -f.m * back, -w * back, -alpha, -beta};
+}
+
+// All layers over rows (common/columns.h, common/rows.cuh); log|det| of the map. `kept`, where it is wanted, gets z - c of
+// each layer, z on the side before the layer's forward.
+template <bool kKeep, class Rows, class R = typename Rows::Real>
+GF_ROWS R radial_layers(const Radial& f, const Rows& rows, R* z, R* kept) {
+  R log_det(0);
+  for (int64_t i = 0; i < f.k; ++i) {
+    const int64_t k = f.inverse ? f.k - 1 - i : i;
+    const auto center = [&](int64_t c) { return R(rows.parameter(f.center, k * f.d + c, c)); };
+    R square(0);
+    rows.each([&](int64_t c, int64_t at) {
+      const R e = z[at] - center(c);
+      square = fma(e, e, square);
+    });
+    const R alpha(rows.parameter(f.alpha, k)), beta(rows.parameter(f.beta, k));
+    const RadialLayer<R> layer = radial_layer(f.inverse, rows.row_sum(square), alpha, beta);
+    if (!kKeep) log_det += radial_log_det(layer, f.d);
+    rows.each([&](int64_t c, int64_t at) {
+      const R e = z[at] - center(c), moved = layer.scale * e;
+      if (kKeep) kept[k * rows.numbers() + at] = f.inverse ? moved : e;
+      z[at] = center(c) + moved;
+    });
+  }
+  return f.inverse ? -log_det : log_det;
+}
+
+template <class Rows, class R = typename Rows::Real>
+GF_ROWS void radial_forward_rows(const Radial& f, Rows& rows, R* z) {
+  rows.load(f.input, z);
+  rows.store_sum(f.log_det, radial_layers<false>(f, rows, z, static_cast<R*>(nullptr)));
+  rows.store(f.output, z);
+}
+
+// Adds to the sums of radial.h. The layers run again: z rebuilt from the output would have its rounding divided by q in
+// every layer.
+template <class Rows, class R = typename Rows::Real>
+GF_ROWS void radial_backward_rows(const Radial& f, Rows& rows, R* grad, R* kept, typename Rows::Number* sums) {
+  rows.load(f.input, grad);
+  radial_layers<true>(f, rows, grad, kept);
+  rows.load(f.grad_output, grad);
+  const R l = rows.load_sum(f.grad_log_det);
+  for (int64_t i = 0; i < f.k; ++i) {
+    const int64_t k = f.inverse ? i : f.k - 1 - i;
+    const R* e = kept + k * rows.numbers();
+    R square(0), v(0);
+    rows.each([&](int64_t, int64_t at) {
+      square = fma(e[at], e[at], square);
+      v = fma(grad[at], e[at], v);
+    });
+    // Rows that do not exist lie at distance 1, where nothing is infinite, and their zero cotangents stay zero.
+    square = rows.existing(rows.row_sum(square), 1);
+    const R alpha(rows.parameter(f.alpha, k)), beta(rows.parameter(f.beta, k));
+    const RadialLayer<R> layer = radial_layer(false, square, alpha, beta);
+    const RadialAdjoint<R> adjoint = radial_adjoint(f.inverse, layer, rows.row_sum(v), l, f.d);
+    rows.each([&](int64_t c, int64_t at) {
+      const R pull = adjoint.pull * e[at];
+      rows.add(sums + k * f.d + c, -fma(adjoint.change, grad[at], pull), c);
+      grad[at] = fma(adjoint.scale, grad[at], pull);
+    });
+    rows.add_once(sums + f.k * f.d + k, adjoint.alpha);
+    rows.add_once(sums + f.k * f.d + f.k + k, adjoint.beta);
+  }
+  rows.store(f.grad_input, grad);
 }
 
 }  // namespace GF_BACKEND
