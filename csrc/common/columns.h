@@ -168,8 +168,8 @@ class ColumnRows {
   GF_HD Real load_sum(const void* p) const {
     Real x;
     for (int i = 0; i < kPacks; ++i)
-      x.v[i] = load_first<Native<T>>(static_cast<const T*>(p) + row_ + i * Native<T>::size,
-                                     count_ - i * Native<T>::size);
+      x.v[i] =
+          load_first<Native<T>>(static_cast<const T*>(p) + row_ + i * Native<T>::size, count_ - i * Native<T>::size);
     return x;
   }
   GF_HD void store_sum(void* p, const Real& x) const {

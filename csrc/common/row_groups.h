@@ -1,5 +1,6 @@
-// How rows of d numbers are dealt out to the threads of a CUDA block: `lanes` threads a row, a power of two up to a warp,
-// or the whole block where rows are wide. A thread has `per` numbers of its row; component e lanes + lane is its e-th.
+// How rows of d numbers are dealt out to the threads of a CUDA block: `lanes` threads a row, a power of two up to a
+// warp, or the whole block where rows are wide. A thread has `per` numbers of its row; component e lanes + lane is its
+// e-th.
 #pragma once
 
 #include <cstdint>

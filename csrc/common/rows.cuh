@@ -176,7 +176,8 @@ __device__ __forceinline__ void sum_chunks(const T* parts, int64_t chunks, int64
 }
 
 // What an algorithm over rows is written with: ColumnRows of columns.h, on CUDA. Rows are dealt out to the threads of a
-// block as row_groups.h says, and number e of a thread lies at [e kRowBlock + thread]; those past a row's end are zeros.
+// block as row_groups.h says, and number e of a thread lies at [e kRowBlock + thread]; those past a row's end are
+// zeros.
 template <class T>
 class GroupedRows {
  public:
@@ -224,9 +225,7 @@ class GroupedRows {
       if (active_ && c < d) store_number<T>(p, dtype_, row_ * d + c, from[at]);
     });
   }
-  __device__ __forceinline__ T load_sum(const void* p) const {
-    return active_ ? static_cast<const T*>(p)[row_] : T(0);
-  }
+  __device__ __forceinline__ T load_sum(const void* p) const { return active_ ? static_cast<const T*>(p)[row_] : T(0); }
   __device__ __forceinline__ void store_sum(void* p, T x) const {
     if (active_ && lane_ == 0) static_cast<T*>(p)[row_] = x;
   }

@@ -38,20 +38,6 @@ inline void scatter(const T* in, int64_t n, void* p, DType t) {
   scatter(in, p, t, Layout{1, n, n, 1});
 }
 
-// A small tensor in the type it is computed in: `p` comes to point to a copy where it is of another.
-template <class T>
-class Numbers {
- public:
-  Numbers(const void*& p, DType t, int64_t n) : copy_(is_half(t) ? n : 0) {
-    if (!is_half(t)) return;
-    gather(p, t, n, copy_.get());
-    p = copy_.get();
-  }
-
- private:
-  Scratch<T> copy_;
-};
-
 // Contiguous numbers to read, at most `most` at a time: where they lie, or in the reader's buffer.
 template <class T>
 class Reader {

@@ -1,5 +1,5 @@
-// Planar flow on the CPU. All K layers run over a block of rows as columns (columns.h). The update of z by one layer and
-// the dot product of the next share a pass, so each number is loaded and stored once a layer.
+// Planar flow on the CPU. All K layers run over a block of rows as columns (columns.h). The update of z by one layer
+// and the dot product of the next share a pass, so each number is loaded and stored once a layer.
 #include <type_traits>
 
 #include "common/chunk_sums.h"

@@ -8,21 +8,24 @@
 
 namespace gf {
 
-// Shapes and dtypes: radial_args.cpp.
-struct Radial {
+struct Radial {  // shapes and dtypes: radial_args.cpp
   int64_t n, d, k;
   DType dtype;
   bool inverse;
   const void *input, *center, *alpha, *beta;
-  void *output, *log_det;  // of the forward
+  void *output, *log_det;
   const void *grad_output, *grad_log_det;
   void *grad_input, *grad_center, *grad_alpha, *grad_beta;
-  void* workspace;  // sums of each part of the rows; on a GPU also z - center of every layer, for the rows in flight
+  void* workspace;
   Stream stream;
-};
 
-// What is summed over rows: gradients of center [k, d], alpha [k] and beta [k].
-GF_HD int64_t radial_sums(const Radial& f) { return f.k * f.d + 2 * f.k; }
+  // See common/row_op.h.
+  template <class F>
+  void parameters(F&& f) {
+    f(center, grad_center, k * d), f(alpha, grad_alpha, k), f(beta, grad_beta, k);
+  }
+  GF_HD int64_t kept() const { return k; }
+};
 
 }  // namespace gf
 

@@ -1,11 +1,8 @@
-#include "common/chunks.h"
 #include "common/kernel.h"
-#include "common/row_groups.h"
+#include "common/row_op.h"
 #include "ops/radial/radial.h"
 
 namespace gf {
-
-namespace {
 
 template <class Args>
 void describe_inputs(const Description<Args>& k) {
@@ -16,8 +13,6 @@ void describe_inputs(const Description<Args>& k) {
   k.tensor(GF(alpha), "k");
   k.tensor(GF(beta), "k");
 }
-
-}  // namespace
 
 GF_KERNEL(radial_forward, Radial) {
   describe_inputs(k);
@@ -36,10 +31,7 @@ GF_KERNEL(radial_backward, Radial) {
   k.tensor(GF(grad_center), "k d");
   k.tensor(GF(grad_alpha), "k");
   k.tensor(GF(grad_beta), "k");
-  k.workspace(GF(workspace), DType::other, [](const Args& f, Backend b) {
-    if (!on_gpu(b)) return chunk_workspace(f.n, radial_sums(f));
-    return chunk_workspace(f.n, kRowWarps * radial_sums(f) + f.k * RowGroups(f.d).numbers());
-  });
+  k.workspace(GF(workspace), DType::other, row_op_workspace<Args>);
   k.work([](const Args& f) { return static_cast<double>(f.n * f.k) * (8 + 0.4 * f.d); });
 }
 

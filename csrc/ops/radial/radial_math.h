@@ -2,17 +2,17 @@
 //
 //   z' = c + q (z - c),  q = 1 + beta h,  h = 1 / (alpha + r),  r = |z - c|
 //   log|det dz'/dz| = (D - 1) log|q| + log|p|,  p = d(r q)/dr = 1 + alpha beta h^2
-// With a = alpha h, t = r h and s = (alpha + beta) h, of which none is negative where the layer is invertible, q = t + s
-// and p = t (1 + a) + a s: sums without cancellation, also at the edge beta = -alpha.
+// With a = alpha h, t = r h and s = (alpha + beta) h, of which none is negative where the layer is invertible, q = t +
+// s and p = t (1 + a) + a s: sums without cancellation, also at the edge beta = -alpha.
 //
 // Adjoint of (z, c, alpha, beta) -> (z', log|det|). Let g be the cotangent of z', l that of log|det|, e = z - c and
 // v = g.e. From dh = -h^2 (dr + dalpha), with Q = v + l (D - 1) / q = dL/dq and P = l / p = dL/dp:
 //   dL/dr = -beta h^2 (Q + 2 a P) = w r,  dL/dalpha = w r + beta h^2 P,  dL/dbeta = h (Q + a P)
 //   dL/dz = q g + w e,  dL/dc = g - dL/dz
 //
-// Adjoint of the inverse (z', c, alpha, beta) -> (z, -log|det|), with g the cotangent of z. The cotangent g' of z' is the
-// one that the adjoint above takes to g, and the parameters' change sign: v = p v' - beta h^2 r (Q' + 2 a P - v') gives
-// v' = g'.e, so w; and then
+// Adjoint of the inverse (z', c, alpha, beta) -> (z, -log|det|), with g the cotangent of z. The cotangent g' of z' is
+// the one that the adjoint above takes to g, and the parameters' change sign: v = p v' - beta h^2 r (Q' + 2 a P - v')
+// gives v' = g'.e, so w; and then
 //   dL/dz' = g' = (g - w e) / q,  dL/dc = g - g'
 #pragma once
 
@@ -74,7 +74,7 @@ GF_HD RadialAdjoint<R> radial_adjoint(bool inverse, const RadialLayer<R>& f, R v
   return {back, -f.m * back, -w * back, -alpha, -beta};
 }
 
-// All layers over rows (common/columns.h, common/rows.cuh); log|det| of the map. `kept`, where it is wanted, gets z - c of
+// All layers over a block of rows (common/row_op.h); log|det| of the map. `kept`, where it is wanted, gets z - c of
 // each layer, z on the side before the layer's forward.
 template <bool kKeep, class Rows, class R = typename Rows::Real>
 GF_ROWS R radial_layers(const Radial& f, const Rows& rows, R* z, R* kept) {
@@ -100,16 +100,16 @@ GF_ROWS R radial_layers(const Radial& f, const Rows& rows, R* z, R* kept) {
 }
 
 template <class Rows, class R = typename Rows::Real>
-GF_ROWS void radial_forward_rows(const Radial& f, Rows& rows, R* z) {
+GF_ROWS void forward_rows(const Radial& f, Rows& rows, R* z) {
   rows.load(f.input, z);
   rows.store_sum(f.log_det, radial_layers<false>(f, rows, z, static_cast<R*>(nullptr)));
   rows.store(f.output, z);
 }
 
-// Adds to the sums of radial.h. The layers run again: z rebuilt from the output would have its rounding divided by q in
-// every layer.
+// The sums are gradients of center, alpha and beta. The layers run again: z rebuilt from the output would have its
+// rounding divided by q in every layer.
 template <class Rows, class R = typename Rows::Real>
-GF_ROWS void radial_backward_rows(const Radial& f, Rows& rows, R* grad, R* kept, typename Rows::Number* sums) {
+GF_ROWS void backward_rows(const Radial& f, Rows& rows, R* grad, R* kept, typename Rows::Number* sums) {
   rows.load(f.input, grad);
   radial_layers<true>(f, rows, grad, kept);
   rows.load(f.grad_output, grad);
