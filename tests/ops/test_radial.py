@@ -13,11 +13,6 @@ def make(case, generator):
     return {"z": randn(n, d), "center": randn(k, d), "alpha": alpha, "beta": torch.exp(randn(k)) - 0.9 * alpha}
 
 
-def inverse(make):
-    """The same tensors, z under the name that the inverse gives it."""
-    return lambda *args: {("x" if k == "z" else k): v for k, v in make(*args).items()}
-
-
 def layer(z=0.0, center=0.0, alpha=1.0, beta=0.5):
     """Three rows of four numbers, and two equal layers."""
     return {
@@ -35,40 +30,28 @@ EXTREME = {
     "edge": lambda: layer(1.0, alpha=2.0, beta=-2.0),
     "far center": lambda: layer(1.0, -1e18, 1e18, 1e18),
 }
-SHARED = {
-    "cases": [(5, 3, 4), (7, 2, 3), (1, 1, 1), (130, 2, 32), (67, 17, 5), (257, 64, 8), (9, 1500, 2)],
-    "small": [(35, 5, 4), (35, 1, 33), (35, 2, 33), (35, 64, 9), (35, 1030, 2)],
-}
-
-
-def bad(rows):
-    return {
-        "scalar rows": BadInput(lambda t: {rows: t[rows][0, 0]}, ValueError, rf"{rows}: got a scalar, want rows .*"),
-        "wrong D": BadInput(
-            lambda t: {"center": t["center"][:, :2]}, ValueError,
-            rf"center: got shape \[4, 2\], want \[K, D\] with D = 3 of {rows}",
-        ),
-        **{
-            f"wrong {n}": BadInput(lambda t, n=n: {n: t[n][:2]}, ValueError, rf"{n}: got shape \[2\], want \[K\] of c.*")
-            for n in ("alpha", "beta")
-        },
-    }  # fmt: skip
+BAD = {
+    "scalar rows": BadInput(lambda t: {"z": t["z"][0, 0]}, ValueError, r"z: got a scalar, want rows .*"),
+    "wrong D": BadInput(
+        lambda t: {"center": t["center"][:, :2]}, ValueError,
+        r"center: got shape \[4, 2\], want \[K, D\] with D = 3 of z",
+    ),
+    "wrong alpha": BadInput(lambda t: {"alpha": t["alpha"][:2]}, ValueError, r"alpha: got shape \[2\], want \[K\] .*"),
+    "wrong beta": BadInput(lambda t: {"beta": t["beta"][:2]}, ValueError, r"beta: got shape \[2\], want \[K\] .*"),
+}  # fmt: skip
 
 
 class TestRadialFlow(OpTests):
     spec = OpSpec(
         name="radial_flow", function=ops.radial_flow, reference=reference.radial_flow, make=make, rows=["z"],
-        extreme=EXTREME, bad=bad("z"), **SHARED,
+        cases=[(5, 3, 4), (7, 2, 3), (1, 1, 1), (130, 2, 32), (67, 17, 5), (257, 64, 8), (9, 1500, 2)],
+        small=[(35, 5, 4), (35, 1, 33), (35, 2, 33), (35, 64, 9), (35, 1030, 2)], extreme=EXTREME, bad=BAD,
         undo=lambda t, _, out: ops.radial_flow_inverse(out[0], t["center"], t["alpha"], t["beta"])[0],
     )  # fmt: skip
 
 
 class TestRadialFlowInverse(OpTests):
-    spec = OpSpec(
-        name="radial_flow_inverse", function=ops.radial_flow_inverse, reference=reference.radial_flow_inverse,
-        make=inverse(make), rows=["x"], extreme={k: inverse(f) for k, f in EXTREME.items()}, bad=bad("x"), **SHARED,
-        undo=lambda t, _, out: ops.radial_flow(out[0], t["center"], t["alpha"], t["beta"])[0],
-    )  # fmt: skip
+    spec = TestRadialFlow.spec.inverted(ops.radial_flow_inverse, reference.radial_flow_inverse, "x")
 
 
 def test_one_layer_by_hand(backend):
@@ -97,8 +80,8 @@ def test_edge_of_invertibility(backend):
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 1.0), (-1.0, 2.0), (1.0, -1.0001)])
 def test_a_layer_that_cannot_be_inverted_gives_nan(backend, alpha, beta):
-    t = {k: v.to(backend.device) for k, v in inverse(layer)(1.0, 0.0, alpha, beta).items()}
-    assert all(out.isnan().all() for out in ops.radial_flow_inverse(**t))
+    z, *parameters = (t.to(backend.device) for t in layer(1.0, 0.0, alpha, beta).values())
+    assert all(out.isnan().all() for out in ops.radial_flow_inverse(z, *parameters))
 
 
 def test_density_integrates_to_one(kernels):

@@ -5,7 +5,7 @@
 namespace gf {
 
 template <class Args>
-void describe_inputs(const Description<Args>& k) {
+static void describe_inputs(const Description<Args>& k) {
   k.size(GF(n)), k.size(GF(d)), k.size(GF(k));
   k.type(GF(dtype));
   k.tensor(GF(input), "n d");
