@@ -5,8 +5,9 @@
 //   backward_rows(args, rows, numbers, kept, sums)     its adjoint; adds to `sums`, the gradients one after another
 //
 // `rows` is a ColumnRows (columns.h) or a GroupedRows (rows.cuh); `numbers` has room for a row of each, and `kept` for
-// args.kept() of them. The drivers are in row_op_cpu.h and row_op.cuh. args.parameters(f) calls f(parameter, gradient,
-// how many numbers) for each parameter.
+// args.kept() of them. args.parameters(f) calls f(parameter, gradient, how many numbers) for each parameter. The files of
+// each backend include a driver, row_op_cpu.h or row_op.cuh, and say GF_RUN_ROW_OP(radial, Radial, "radial_flow"): stem,
+// struct, and what errors call it. row_op_args.h describes the arguments.
 #pragma once
 
 #include "backend.h"
@@ -33,3 +34,11 @@ int64_t row_op_workspace(const Args& a, Backend b) {
 
 }  // namespace GF_BACKEND
 }  // namespace gf
+
+#define GF_RUN_ROW_OP(op, Struct, title)                                \
+  namespace gf {                                                        \
+  inline namespace GF_BACKEND {                                         \
+  void op##_forward(const Struct& args) { run_forward(title, args); }   \
+  void op##_backward(const Struct& args) { run_backward(title, args); } \
+  }                                                                     \
+  }

@@ -17,16 +17,15 @@ _op = differentiable(
 )  # fmt: skip
 
 
-def _radial(
-    z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor, inverse: bool, name: str
-) -> tuple[Tensor, Tensor]:
+def _radial(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor, inverse: bool, name: str) -> tuple[Tensor, Tensor]:
     check.floating(name, z)
     check.same_dtype_and_device(z, name, center=center, alpha=alpha, beta=beta)
     rows, batch = check.rows(name, z)
     check.shape("center", center, (None, rows.shape[1]), "[K, D] with D = {} of " + name, rows.shape[1])
     check.shape("alpha", alpha, center.shape[:1], "[K] of center")
     check.shape("beta", beta, center.shape[:1], "[K] of center")
-    return check.restore(*_op(rows, center, alpha, beta, inverse), z, batch)
+    out, log_det = _op(rows, center, alpha, beta, inverse)
+    return check.restore(out, log_det, z, batch)
 
 
 def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ def make(case, generator):
     return {"z": randn(n, d), "center": randn(k, d), "alpha": alpha, "beta": torch.exp(randn(k)) - 0.9 * alpha}
 
 
-def layer(z=0.0, center=0.0, alpha=1.0, beta=0.5):
-    """Three rows of four numbers, and two equal layers."""
+def layer(z=0.0, center=0.0, alpha=1.0, beta=0.5, k=2):
+    """Three rows of four numbers, and k equal layers."""
     return {
-        "z": torch.full((3, 4), z), "center": torch.full((2, 4), center), "alpha": torch.full((2,), alpha),
-        "beta": torch.full((2,), beta),
+        "z": torch.full((3, 4), z), "center": torch.full((k, 4), center), "alpha": torch.full((k,), alpha),
+        "beta": torch.full((k,), beta),
     }  # fmt: skip
 
 
@@ -57,7 +57,8 @@ class TestRadialFlowInverse(OpTests):
 def test_one_layer_by_hand(backend):
     """z - c = (3, 4): r = 5, h = 1 / (5 + 5); with beta = -2, q = 0.8 and dr'/dr = 1 - 5 * 2 / 100."""
     z, center, alpha, beta = (
-        torch.tensor(t, dtype=torch.float64, device=backend.device) for t in ([[4.0, 2.0]], [[1.0, -2.0]], [5.0], [-2.0])
+        torch.tensor(t, dtype=torch.float64, device=backend.device)
+        for t in ([[4.0, 2.0]], [[1.0, -2.0]], [5.0], [-2.0])
     )
     x, log_det = ops.radial_flow(z, center, alpha, beta)
     assert torch.allclose(x, torch.tensor([[3.4, 1.2]], dtype=x.dtype, device=x.device), rtol=1e-14)
@@ -95,10 +96,17 @@ def test_density_integrates_to_one(kernels):
 
 def test_gradients_survive_a_strong_contraction(kernels):
     """32 layers bring rows 40,000 times nearer to a center; z, rebuilt from there, would have lost half its digits."""
-    t = make((64, 3, 32), torch.Generator().manual_seed(1))
-    t = {"z": 1 + 0.5 * t["z"], "center": torch.ones(32, 3), "alpha": torch.full((32,), 2.0), "beta": torch.full((32,), -0.6)}
-    t = {k: v.float() for k, v in t.items()}
-    _, want = vjp(reference.radial_flow, {k: v.double() for k, v in t.items()}, {}, [torch.zeros(64, 3), torch.ones(64)])
-    _, got = vjp(ops.radial_flow, {k: v.to(kernels.device) for k, v in t.items()}, {}, [torch.zeros(64, 3), torch.ones(64)])
+    t = {**layer(center=1.0, alpha=2.0, beta=-0.6, k=32), "z": 1 + torch.randn(64, 4) / 2}
+    cotangents = [torch.zeros(64, 4), torch.ones(64)]
+    _, want = vjp(reference.radial_flow, {k: v.double() for k, v in t.items()}, {}, cotangents)
+    _, got = vjp(ops.radial_flow, {k: v.to(kernels.device) for k, v in t.items()}, {}, cotangents)
     for k in ("z", "alpha", "beta"):  # that of the center sums what has come near it
         assert relative_error(got[k], want[k]) < 1e-5, k
+
+
+def test_rows_beyond_shared_memory_are_refused(kernels):
+    if kernels.name not in ("simt", "cuda"):
+        pytest.skip("a CPU has room for any D")
+    z, one = torch.zeros(1, 60_000, device=kernels.device), torch.ones(1, device=kernels.device)
+    with pytest.raises(ValueError, match=r"radial_flow on CUDA: D is too large; 51200 is the most"):
+        ops.radial_flow(z, z, one, one)
