@@ -1,6 +1,6 @@
 """The small cases of every op on every backend: what scripts/gpu_check.sh runs under compute-sanitizer.
 
-They come from the specs of the ops (tests/harness/small.py); `test_every_op_has_a_case` fails where one has none.
+They come from the specs of the ops (tests/harness/collect.py); `test_every_op_has_a_case` fails where one has none.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import genfast
 from genfast import ops
 from tests.conftest import CPU_TARGETS, Backend
 from tests.harness import relative_error, with_gradients
-from tests.harness.small import small_cases
+from tests.harness.collect import small_cases
 from tests.tolerances import tolerance
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -8,6 +8,7 @@
 
 namespace gf {
 inline namespace GF_BACKEND {
+namespace {  // of each file that includes this: a kernel belongs to one file's device code
 
 template <class T, class Args>
 __global__ void __launch_bounds__(kRowBlock) row_forward_kernel(Args f, RowGroups g) {
@@ -35,6 +36,8 @@ __global__ void __launch_bounds__(kRowBlock) row_sums_kernel(const T* workspace,
       workspace, parts, sums, count, [&](int64_t i, int) { return first + i; },
       [&](int64_t i, const T(&total)[1]) { store_number<T>(to, dtype, i, total[0]); });
 }
+
+}  // namespace
 
 template <class T>
 std::size_t shared_bytes(const char* op, const RowGroups& g) {

@@ -5,9 +5,9 @@
 //   backward_rows(args, rows, numbers, kept, sums)     its adjoint; adds to `sums`, the gradients one after another
 //
 // `rows` is a ColumnRows (columns.h) or a GroupedRows (rows.cuh); `numbers` has room for a row of each, and `kept` for
-// args.kept() of them. args.parameters(f) calls f(parameter, gradient, how many numbers) for each parameter. The files of
-// each backend include a driver, row_op_cpu.h or row_op.cuh, and say GF_RUN_ROW_OP(radial, Radial, "radial_flow"): stem,
-// struct, and what errors call it. row_op_args.h describes the arguments.
+// args.kept() of them. args.parameters(f) calls f(parameter, gradient, how many numbers) for each parameter. The files
+// of each backend include a driver, row_op_cpu.h or row_op.cuh, and say GF_RUN_ROW_OP(radial, Radial, "radial_flow"):
+// stem, struct, and what errors call it. row_op_args.h describes the arguments.
 #pragma once
 
 #include "backend.h"
