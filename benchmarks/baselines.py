@@ -14,7 +14,7 @@ import torch
 
 from .timing import Case, Contender, Options, forward_backward
 
-__all__ = ["compiled", "differentiable_call", "leaves", "peer"]
+__all__ = ["compiled", "differentiable_call", "leaves", "peer", "stack_case"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,3 +67,50 @@ def differentiable_call(
         Contender("eager", forward_backward(theirs, inputs, grads), target=None if options.cuda else target),
     ]
     return Case(op, f"{label}, forward+backward", contenders, small=True)
+
+
+def stack_case(
+    options: Options,
+    ours: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    theirs: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    inputs: Sequence[torch.Tensor],
+    *,
+    flops: int,
+    kept: int = 0,
+    target: float = 10.0,
+) -> Case:
+    """Forward and backward of a stack of layers `[K, D]` over rows `[N, D]`, the first two inputs, and what it keeps.
+
+    flops: of one layer and row, both ways.
+    kept: numbers a row that the forward leaves for the backward beside its input.
+    target: goal against eager on a CPU.
+    """
+    (rows, dim), layers = inputs[0].shape, len(inputs[1])
+    grads = [
+        torch.randn(*size, device=options.device, generator=options.generator()) for size in ((rows, dim), (rows,))
+    ]
+
+    def forward(function: Callable[..., object]) -> Callable[[], object]:
+        return lambda: function(*inputs)
+
+    on_cpu = None if options.cuda else 1.0
+    contenders = [
+        Contender("genfast", forward_backward(ours, inputs, grads), forward=forward(ours)),
+        Contender(
+            "eager", forward_backward(theirs, inputs, grads), target=on_cpu and target, forward=forward(theirs),
+            saved_target=10.0,
+        ),
+    ]  # fmt: skip
+    if options.compile:
+        run = forward_backward(compiled(theirs), inputs, grads)
+        contenders.append(Contender("torch.compile", run, target=on_cpu and 4.0))
+    return Case(
+        ours.__name__,
+        f"K={layers}, D={dim}, {rows:,} rows, forward+backward",
+        contenders,
+        # Forward: z in, x and log_det out. Backward: z or x, grads of x and log_det in, grad of z out. What is kept is
+        # written and read again.
+        bytes_moved=4 * rows * (2 * dim + 1 + 3 * dim + 1 + 2 * kept),
+        flops=rows * layers * flops,
+        inputs=inputs,
+    )

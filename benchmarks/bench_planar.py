@@ -8,11 +8,9 @@ from torch.nn import functional
 from genfast import ops
 from genfast.reference import planar as reference
 
-from .baselines import compiled, differentiable_call, leaves
+from .baselines import differentiable_call, leaves, stack_case
 from .floor import TRANSCENDENTAL_FLOPS
-from .timing import Case, Contender, Options, forward_backward
-
-FLOAT = 4
+from .timing import Case, Options
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -27,39 +25,10 @@ def cases(options: Options) -> Iterator[Case]:
         w = randn(layers, dim) / dim**0.5
         u = ops.planar_constrain_u(w, randn(layers, dim) / dim**0.5)
         inputs = [t.requires_grad_() for t in (randn(rows, dim), w, u, randn(layers))]
-        grads = [randn(rows, dim), randn(rows)]
-
-        def ours(inputs: list[torch.Tensor] = inputs) -> object:
-            return ops.planar_flow(*inputs)
-
-        def theirs(inputs: list[torch.Tensor] = inputs) -> object:
-            return reference.planar_flow(*inputs)
-
-        contenders = [
-            Contender("genfast", forward_backward(ops.planar_flow, inputs, grads), forward=ours),
-            Contender(
-                "eager",
-                forward_backward(reference.planar_flow, inputs, grads),
-                target=None if options.cuda else 10.0,
-                forward=theirs,
-                saved_target=10.0,
-            ),
-        ]
-        if options.compile:
-            function = compiled(reference.planar_flow)
-            run = forward_backward(function, inputs, grads)
-            contenders.append(Contender("torch.compile", run, target=None if options.cuda else 4.0))
-        yield Case(
-            "planar_flow",
-            f"K={layers}, D={dim}, {rows:,} rows, forward+backward",
-            contenders,
-            # Forward: z in, x and log_det out. Backward: x, grads of x and log_det in, grad of z out. A scalar a layer
-            # and row is written and read again.
-            bytes_moved=FLOAT * rows * (2 * dim + 1 + 3 * dim + 1 + 2 * layers),
-            # A layer's forward: two products with a row, tanh and log. Backward: rebuilding z, grads of z, w and u.
-            flops=rows * layers * (4 * dim + 10 * dim + 3 * TRANSCENDENTAL_FLOPS),
-            inputs=inputs,
-        )
+        # A layer's forward: two products with a row, tanh and log. Backward: rebuilding z, grads of z, w and u. One
+        # number a layer and row is kept.
+        flops = 4 * dim + 10 * dim + 3 * TRANSCENDENTAL_FLOPS
+        yield stack_case(options, ops.planar_flow, reference.planar_flow, inputs, flops=flops, kept=layers)
 
 
 def eager_layer(

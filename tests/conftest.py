@@ -32,12 +32,42 @@ class Backend:
             _native.load().set_cpu_target("auto")
 
 
+def missing_backends() -> dict[str, str]:
+    """The backends that tests cannot run on here, each with the reason."""
+    reasons = {}
+    for name in ("avx2", "avx512"):
+        if name not in CPU_TARGETS:
+            reasons[name] = "not built, or not of this processor"
+    if "simt" not in CPU_TARGETS:
+        reasons["simt"] = "not built: GENFAST_SIMT=ON"
+    if not _native.has_cuda():
+        reasons["cuda"] = "not built: GENFAST_CUDA=ON"
+    elif not torch.cuda.is_available():
+        reasons["cuda"] = "no GPU"
+    return reasons
+
+
+def pytest_report_header() -> list[str]:
+    missing = missing_backends()
+    run = ["reference", *CPU_TARGETS, *([] if "cuda" in missing else ["cuda"])]
+    lines = [f"backends tested here: {', '.join(run)}"]
+    if missing:
+        lines.append(f"NOT tested here: {', '.join(f'{name} ({why})' for name, why in missing.items())}")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Once more at the end, and with -q, which has no header."""
+    if missing := missing_backends():
+        terminalreporter.write_line(f"backends not tested here: {', '.join(missing)}")
+
+
 def pytest_generate_tests(metafunc):
     parametrize(metafunc)
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("cuda") and not (torch.cuda.is_available() and _native.has_cuda()):
+    if item.get_closest_marker("cuda") and "cuda" in missing_backends():
         pytest.skip("no GPU here, or a build without CUDA kernels")
 
 

@@ -44,13 +44,18 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, side: str) -> Tensor:
 
 
 def new_empty(side: str) -> Callable[..., Tensor]:
-    """`Tensor.new_empty` with guarded memory: all outputs and workspaces are allocated by it."""
+    """`Tensor.new_empty` with guarded memory: all other outputs and workspaces are allocated by it."""
 
     def allocate(self: Tensor, *size: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
         return guarded(shape, dtype or self.dtype, side)
 
     return allocate
+
+
+def empty_like(side: str) -> Callable[..., Tensor]:
+    """`torch.empty_like` with guarded memory: how outputs of the shape of an argument are allocated."""
+    return lambda x, **_: guarded(tuple(x.shape), x.dtype, side)
 
 
 def copy(x: Tensor, side: str) -> Tensor:
@@ -61,7 +66,7 @@ def copy(x: Tensor, side: str) -> Tensor:
 
 def main(backend: str, side: str) -> None:
     """Runs every case on one backend and compares with the same run in ordinary memory."""
-    ordinary = torch.Tensor.new_empty
+    ordinary = torch.Tensor.new_empty, torch.empty_like
     _native.load().set_keep_workspaces(False)  # one that was kept has no guard
     for name, case in CASES.items():
         for options in case.options:
@@ -72,7 +77,8 @@ def main(backend: str, side: str) -> None:
                     results = []
                     for place in (None, side):
                         here = tensors if place is None else {k: copy(v, place) for k, v in tensors.items()}
-                        torch.Tensor.new_empty = ordinary if place is None else new_empty(place)
+                        torch.Tensor.new_empty = ordinary[0] if place is None else new_empty(place)
+                        torch.empty_like = ordinary[1] if place is None else empty_like(place)
                         results.append(run(name, here, options))
                 for k, a in results[0].items():
                     if not torch.equal(a, results[1][k]):

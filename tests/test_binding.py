@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from genfast import _native
+from genfast._register import as_tuple
 from tests.conftest import Backend
+from tests.harness import RecordOps, cotangents_of, vjp
+from tests.harness.collect import all_specs
 
 N, D, K, BINS, HIDDEN = 5, 4, 3, 6, 7
 
@@ -31,7 +34,8 @@ def planar():
     return {"w": rows(K, D), "u": rows(K, D), "b": rows(K)}
 
 
-# A call of every kernel that succeeds. Sizes differ, so that no tensor fits in place of another by chance.
+# A call of every kernel that succeeds; those that get what their op gets come from its spec (below). Sizes differ, so
+# that no tensor fits in place of another by chance.
 CALLS = {
     "planar_forward": lambda: {
         "input": rows(N, D), **planar(), "inverse": False, "output": rows(N, D), "log_det": rows(N), "a": rows(K, N),
@@ -70,6 +74,28 @@ CALLS = {
         "out": rows(N, HIDDEN),
     },
 }  # fmt: skip
+
+
+def calls_of_specs():
+    """Calls of the kernels that are not above, as the first case of an op's spec makes them."""
+    found = {}
+    for _, spec in all_specs():
+        tensors = spec.inputs(spec.cases[0], torch.float32)
+        with RecordOps() as record:
+            vjp(spec.function, tensors, next(iter(spec.variants.values())), cotangents_of(spec.function(**tensors)))
+        for op, args in record.calls:
+            name, taken = op._schema.name.removeprefix("genfast::"), [a.name for a in op._schema.arguments]
+            wanted = _native.kernels().get(name, ())
+            if name not in CALLS and wanted[: len(taken)] == tuple(taken):
+                values = [*args, *as_tuple(op(*args))]  # the results follow in their order
+                found[name] = lambda names=wanted, values=values: {
+                    n: v.detach().clone() if isinstance(v, torch.Tensor) else v
+                    for n, v in zip(names, values, strict=True)
+                }
+    return found
+
+
+CALLS |= calls_of_specs()
 
 
 def call(name, arguments):

@@ -1,9 +1,8 @@
-"""One small case of every option of every op: what scripts/gpu_check.sh runs under compute-sanitizer.
+"""The small cases of every op on every backend: what scripts/gpu_check.sh runs under compute-sanitizer.
 
-A new op needs an entry in CASES, or `test_every_op_has_a_case` fails.
+They come from the specs of the ops (tests/harness/collect.py); `test_every_op_has_a_case` fails where one has none.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,97 +14,13 @@ import genfast
 from genfast import ops
 from tests.conftest import CPU_TARGETS, Backend
 from tests.harness import relative_error, with_gradients
+from tests.harness.collect import small_cases
 from tests.tolerances import tolerance
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-N = 35  # more than a warp, and odd
 
 
-@dataclasses.dataclass
-class Small:
-    """Tensors by name of the argument, and the options to try; `exact` where every backend gives the same bits."""
-
-    make: Callable[..., dict[str, Tensor]]
-    options: list[dict[str, Any]] = dataclasses.field(default_factory=lambda: [{}])
-    exact: bool = False
-
-
-def normal(*size: int) -> Tensor:
-    return torch.randn(*size, dtype=torch.float64)
-
-
-def binary(*size: int, density: float = 0.3) -> Tensor:
-    return torch.bernoulli(torch.full(size, density, dtype=torch.float64))
-
-
-def planar(rows: str, d: int = 5, k: int = 4) -> dict[str, Tensor]:
-    w, u = normal(k, d) / d**0.5, normal(k, d) / d**0.5
-    return {rows: normal(N, d), "w": w, "u": ops.planar_constrain_u(w, u), "b": normal(k)}
-
-
-def spline(bins: int = 8) -> dict[str, Tensor]:
-    return {
-        "x": 2 * normal(N, 3), "widths": normal(N, 3, bins), "heights": normal(N, 3, bins),
-        "derivatives": normal(N, 3, bins - 1),
-    }  # fmt: skip
-
-
-def rbm(chains: int = N, visible: int = 37, hidden: int = 41, density: float = 0.3) -> dict[str, Tensor]:
-    return {
-        "v": binary(chains, visible, density=density), "W": normal(visible, hidden) / 4, "vbias": normal(visible),
-        "hbias": normal(hidden),
-    }  # fmt: skip
-
-
-def shared_spline(numbers: tuple[int, ...], lead: tuple[int, ...], bins: int = 8) -> dict[str, Tensor]:
-    return {"x": 2 * normal(*numbers), "params": normal(*lead, 3 * bins - 1)}
-
-
-def clamped_rbm() -> dict[str, Tensor]:
-    return {**rbm(), "clamp": binary(37).bool()}
-
-
-SCALE_MAPS = ("exp", "sigmoid", "softplus", "tanh", "atan", "softclip", "reciprocal_sigmoid")
-BOTH = [{"inverse": False}, {"inverse": True}]
-
-CASES = {
-    "additive_coupling": Small(lambda: {"x": normal(N, 5), "shift": normal(N, 5)}, BOTH),
-    "affine_coupling": Small(
-        lambda: {"x": normal(N, 5), "shift": normal(N, 5), "scale": normal(N, 5)},
-        [{**direction, "scale_map": name} for direction in BOTH for name in SCALE_MAPS],
-    ),
-    "affine_coupling (D = 67)": Small(lambda: {"x": normal(N, 67), "shift": normal(N, 67), "scale": normal(N, 67)}),
-    "affine_coupling (packed)": Small(
-        lambda: {"x": normal(N, 5), "params": normal(N, 10)},
-        [{**direction, "layout": layout} for direction in BOTH for layout in ("chunked_shift_scale", "interleaved")],
-    ),
-    "planar_constrain_u": Small(lambda: {"w": normal(4, 5), "u": normal(4, 5)}),
-    "planar_flow": Small(lambda: planar("z")),
-    "planar_flow_inverse": Small(lambda: planar("x")),
-    **{f"planar_flow (D = {d})": Small(lambda d=d: planar("z", d, 33)) for d in (1, 2, 64, 70)},
-    "planar_flow_inverse (D = 70)": Small(lambda: planar("x", 70)),
-    "rational_quadratic_spline": Small(spline, BOTH),
-    **{
-        f"rational_quadratic_spline ({bins} bins)": Small(lambda bins=bins: spline(bins), BOTH)
-        for bins in (2, 4, 7, 10, 16, 32)
-    },
-    "rational_quadratic_spline (one row)": Small(lambda: shared_spline((4500,), ()), BOTH),
-    "rational_quadratic_spline (a row a feature)": Small(lambda: shared_spline((150, 3), (3,), 19), BOTH),
-    "rational_quadratic_spline (a row a sample)": Small(lambda: shared_spline((90, 3), (90, 1)), BOTH),
-    "rbm_free_energy": Small(rbm),
-    "rbm_gibbs": Small(
-        rbm, [{"seed": 3, "n_steps": n, "beta": beta} for n in (1, 3) for beta in (1.0, 0.5)], exact=True
-    ),
-    "rbm_gibbs (one chain)": Small(lambda: rbm(1), [{"seed": 4}], exact=True),
-    "rbm_gibbs (one unit)": Small(lambda: rbm(N, 1, 1), [{"seed": 5}], exact=True),
-    "rbm_gibbs (clamped)": Small(clamped_rbm, [{"seed": 6, "n_steps": 2}], exact=True),
-    **{
-        f"rbm_gibbs (density {density})": Small(
-            lambda density=density: rbm(130, 150, 137, density), [{"seed": 7}], exact=True
-        )
-        for density in (0.02, 0.7)
-    },
-}
+CASES = small_cases()
 
 
 def function_of(name: str) -> Callable[..., Any]:

@@ -11,12 +11,11 @@ inline namespace GF_BACKEND {
 // f(begin, end, part) for every chunk of rows; the numbers of `part` are zeros.
 template <class T, class F>
 inline void for_chunks(int64_t n, int64_t width, void* workspace, F&& f) {
-  const int64_t rows = rows_per_chunk(n);
   parallel_for(row_chunks(n), 1, [&](int64_t c, int64_t) {
     T* part = static_cast<T*>(workspace) + c * width;
     for (int64_t i = 0; i < width; ++i) part[i] = 0;
-    const int64_t begin = c * rows, end = begin + rows < n ? begin + rows : n;
-    f(begin, end, part);
+    const Chunk rows = chunk_of(n, c);
+    f(rows.begin, rows.end, part);
   });
 }
 

@@ -22,6 +22,15 @@ GF_HD int64_t row_chunks(int64_t n) {
   return n <= 0 ? 1 : (n + r - 1) / r;
 }
 
+// The rows of chunk c.
+struct Chunk {
+  int64_t begin, end;
+};
+GF_HD Chunk chunk_of(int64_t n, int64_t c) {
+  const int64_t begin = c * rows_per_chunk(n), end = begin + rows_per_chunk(n);
+  return {begin, end < n ? end : n};
+}
+
 // Numbers of a workspace in which each chunk sums `width` of them.
 GF_HD int64_t chunk_workspace(int64_t n, int64_t width) { return row_chunks(n) * width; }
 

@@ -38,10 +38,13 @@ namespace cuda {}
   }                              \
   }
 
+// GF_HD: a function for host and device; GF_ROWS: one of an algorithm over rows, for where its kernels run.
 #if defined(__CUDACC__)
 #define GF_HD __host__ __device__ __forceinline__
+#define GF_ROWS __device__ __forceinline__
 #else
 #define GF_HD inline __attribute__((always_inline))
+#define GF_ROWS GF_HD
 #endif
 
 #define GF_RESTRICT __restrict__

@@ -2,12 +2,15 @@
 // they are read and written; everything else is float or double.
 #pragma once
 
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "chunks.h"
 #include "device.cuh"
 #include "dtype.h"
 #include "reduce.cuh"
+#include "row_groups.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -84,6 +87,19 @@ __device__ __forceinline__ T group_sum(T value, int lanes) {
   return value;
 }
 
+// The same where a row has a whole block's threads; then all of them take part.
+template <class T>
+__device__ __forceinline__ T row_sum(T value, int lanes) {
+  return lanes > kWarpSize ? block_sum(value) : group_sum(value, lanes);
+}
+
+// A value summed over the rows of a warp: over the threads that lie a multiple of `lanes` apart.
+template <class T>
+__device__ __forceinline__ T sum_of_rows(T value, int lanes) {
+  for (int offset = kWarpSize / 2; offset >= lanes; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
 // Sums each v[e] over the rows of a warp, which lie `lanes` threads apart, and hands every thread some of the sums: at
 // each step a thread keeps half of its numbers and gives the others away. f(e, sum) for those it ends up with.
 template <int kLeft, int kOffset, int kPer, class T, class F>
@@ -107,6 +123,15 @@ __device__ __forceinline__ void sum_over_rows(T (&v)[kPer], int lanes, int base,
   }
   GF_UNROLL
   for (int i = 0; i < kLeft; ++i) f(base + i, v[i]);
+}
+
+// Bytes of shared memory for what a block keeps of a row; `most` is the D whose forward and backward fit.
+constexpr std::size_t kMaxShared = 200 * 1024;
+inline std::size_t row_bytes(const char* op, std::size_t bytes, std::size_t most) {
+  if (bytes > kMaxShared)
+    throw std::invalid_argument(std::string(op) + " on CUDA: D is too large; " + std::to_string(most) +
+                                " is the most that shared memory holds forward and backward in this dtype");
+  return bytes;
 }
 
 // f(integral_constant of kPer) with the smallest power of two that holds d numbers, at most kMax.
@@ -149,6 +174,71 @@ __device__ __forceinline__ void sum_chunks(const T* parts, int64_t chunks, int64
     __syncthreads();
   }
 }
+
+// What an algorithm over rows is written with: ColumnRows of columns.h, on CUDA. Rows are dealt out to the threads of a
+// block as row_groups.h says, and number e of a thread lies at [e kRowBlock + thread]; those past a row's end are
+// zeros.
+template <class T>
+class GroupedRows {
+ public:
+  using Number = T;
+  using Real = T;
+
+  __device__ __forceinline__ GroupedRows(const RowGroups& groups, int64_t d, DType dtype)
+      : d(d), g_(groups), dtype_(dtype), lane_(block_thread() & (groups.lanes - 1)) {}
+
+  // f() with rows begin ... end - 1 of which a block takes every `blocks`-th part.
+  template <class F>
+  __device__ __forceinline__ void for_each(int64_t begin, int64_t end, F&& f, int64_t block = 0, int64_t blocks = 1) {
+    for (int64_t first = begin + block * g_.rows(); first < end; first += blocks * g_.rows()) {
+      row_ = first + block_thread() / g_.lanes;
+      active_ = row_ < end;
+      f();
+    }
+  }
+  template <class F>
+  __device__ __forceinline__ void each(F&& f) const {
+    const int thread = block_thread();
+    GF_ROLLED
+    for (int e = 0; e < g_.per; ++e) f(int64_t{e} * g_.lanes + lane_, e * kRowBlock + thread);
+  }
+  __device__ __forceinline__ int64_t numbers() const { return g_.numbers(); }
+  __device__ __forceinline__ T parameter(const void* p, int64_t i, int64_t column = 0) const {
+    return column < d ? load_number<T>(p, dtype_, i) : T(0);
+  }
+  __device__ __forceinline__ T row_sum(T x) const { return gf::row_sum(x, g_.lanes); }
+  __device__ __forceinline__ T existing(T x, T missing) const { return active_ ? x : missing; }
+  // To a sum of this warp's own.
+  __device__ __forceinline__ void add(T* to, T x, int64_t column) const {
+    x = sum_of_rows(x, g_.lanes);
+    if (column < d && lane_index() < g_.lanes) *to += x;
+  }
+  __device__ __forceinline__ void add_once(T* to, T x) const {
+    x = sum_of_rows(x, g_.lanes);
+    if (lane_index() == 0 && lane_ == 0) *to += x;
+  }
+  __device__ __forceinline__ void load(const void* p, T* to) const {
+    each([&](int64_t c, int at) { to[at] = active_ && c < d ? load_number<T>(p, dtype_, row_ * d + c) : T(0); });
+  }
+  __device__ __forceinline__ void store(void* p, const T* from) const {
+    each([&](int64_t c, int at) {
+      if (active_ && c < d) store_number<T>(p, dtype_, row_ * d + c, from[at]);
+    });
+  }
+  __device__ __forceinline__ T load_sum(const void* p) const { return active_ ? static_cast<const T*>(p)[row_] : T(0); }
+  __device__ __forceinline__ void store_sum(void* p, T x) const {
+    if (active_ && lane_ == 0) static_cast<T*>(p)[row_] = x;
+  }
+
+  const int64_t d;
+
+ private:
+  const RowGroups g_;
+  const DType dtype_;
+  const int lane_;
+  int64_t row_ = 0;
+  bool active_ = false;
+};
 
 }  // namespace GF_BACKEND
 }  // namespace gf

@@ -2,6 +2,7 @@
 
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
+from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 from genfast.ops.rq_spline import rational_quadratic_spline
 
@@ -11,6 +12,8 @@ __all__ = [
     "planar_constrain_u",
     "planar_flow",
     "planar_flow_inverse",
+    "radial_flow",
+    "radial_flow_inverse",
     "rational_quadratic_spline",
     "rbm_free_energy",
     "rbm_gibbs",

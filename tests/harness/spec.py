@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,13 +26,14 @@ class BadInput:
 
 @dataclasses.dataclass
 class Small:
-    """A small case: tensors by name of the argument, the options to try, and the public function if not the spec's.
+    """A small case: tensors by name of the argument and the options to try; `exact` where backends give the same bits.
 
-    `exact` where every backend gives the same bits.
+    Specs make them of `small`; a module of tests/ops has a dict `SMALL` of them for functions without a spec, by the
+    function's name and what tells it apart.
     """
 
-    make: Callable[..., dict[str, Tensor]]
-    options: list[dict[str, Any]] = dataclasses.field(default_factory=lambda: [{}])
+    make: Callable[[], dict[str, Tensor]]
+    options: Sequence[dict[str, Any]] = ({},)
     exact: bool = False
 
 
@@ -55,7 +57,9 @@ class OpSpec:
         like: the argument whose dtype and device the others must have, by default the first.
         any_dtype: arguments that may be integers.
         undo: (tensors, options, outputs) to the first argument again, through the inverse.
-        small: small cases by name, for the tests that run each of them many times.
+        small: cases for the tests that run each of them many times (tests/test_small_cases.py): every width or layout
+            that has code of its own, with more rows than a warp, and an odd number of them.
+        small_options: the options they are run with, by default those of the variants.
     """
 
     name: str
@@ -72,7 +76,8 @@ class OpSpec:
     like: str | None = None
     any_dtype: Sequence[str] = ()
     undo: Callable[[dict[str, Tensor], dict[str, Any], Sequence[Tensor]], Tensor] | None = None
-    small: dict[str, Small] = dataclasses.field(default_factory=dict)
+    small: Sequence[Any] = ()
+    small_options: Sequence[dict[str, Any]] | None = None
 
     @property
     def differentiable(self) -> bool:
@@ -82,6 +87,26 @@ class OpSpec:
     def mapped(self) -> str:
         """The argument that is mapped to the first output: the first one made."""
         return next(iter(self.make(self.cases[0], torch.Generator())))
+
+    def inverted(self, function: Callable[..., Any], reference: Callable[..., Any], argument: str) -> "OpSpec":
+        """The spec of the inverse, a function of its own that calls the first argument another name.
+
+        For a map that the forward undoes too; what must be refused is told with the new name for the old.
+        """
+        old = self.mapped
+        rename = lambda tensors: {(argument if k == old else k): v for k, v in tensors.items()}  # noqa: E731
+        back = lambda tensors: {(old if k == argument else k): v for k, v in tensors.items()}  # noqa: E731
+        return dataclasses.replace(
+            self, name=f"{self.name}_inverse", function=function, reference=reference,
+            make=lambda case, generator: rename(self.make(case, generator)),
+            rows=[argument if n == old else n for n in self.rows],
+            extreme={k: lambda make=make: rename(make()) for k, make in self.extreme.items()},
+            bad={
+                k: BadInput(lambda t, b=b: rename(b.change(back(t))), b.error, re.sub(rf"\b{old}\b", argument, b.text))
+                for k, b in self.bad.items()
+            },
+            undo=lambda t, options, out: self.function(**{**back(t), old: out[0]}, **options)[0],
+        )  # fmt: skip
 
     def inputs(self, case: Any, dtype: torch.dtype, device: Any = "cpu", seed: int = 0) -> dict[str, Tensor]:
         made = self.make(case, torch.Generator().manual_seed(seed))

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from genfast import _native, ops
 from genfast.reference import coupling as reference
-from tests.harness import BadInput, OpSpec, OpTests, relative_error, vjp
+from tests.harness import BadInput, OpSpec, OpTests, Small, relative_error, vjp
 from tests.tolerances import tolerance
 
 LAYOUTS = ("chunked_shift_scale", "chunked_scale_shift", "interleaved")
@@ -93,10 +93,14 @@ def undo(tensors, options, outputs):
     return ops.affine_coupling(outputs[0], **others, **{**options, "inverse": not options.get("inverse")})[0]
 
 
+BOTH = [{"inverse": False}, {"inverse": True}]
+
+
 class TestAffineCoupling(OpTests):
     spec = OpSpec(
         name="affine_coupling", function=ops.affine_coupling, reference=reference.affine_coupling, make=make,
-        cases=CASES, rows=["scale", "x", "shift"], extreme=EXTREME, bad=BAD, undo=undo,
+        cases=CASES, rows=["scale", "x", "shift"], extreme=EXTREME, bad=BAD, undo=undo, small=[(35, 5), (35, 67)],
+        small_options=[{**way, "scale_map": name} for way in BOTH for name in reference.SCALE_MAPS],
         variants={
             "exp": {},
             "exp inverse": {"inverse": True},
@@ -113,7 +117,8 @@ class TestAffineCoupling(OpTests):
 class TestPackedCoupling(OpTests):
     spec = OpSpec(
         name="affine_coupling", function=ops.affine_coupling, reference=packed_reference, make=make_packed,
-        cases=CASES, rows=["params", "x"], undo=undo,
+        cases=CASES, rows=["params", "x"], undo=undo, small=[(35, 5)],
+        small_options=[{**way, "layout": layout} for way in BOTH for layout in LAYOUTS],
         variants={
             "shift first": {"layout": "chunked_shift_scale", "scale_map": "sigmoid", "min_scale": 1e-3},
             "scale first inverse": {"layout": "chunked_scale_shift", "scale_map": "tanh", "inverse": True},
@@ -121,6 +126,12 @@ class TestPackedCoupling(OpTests):
         },
     )  # fmt: skip
 
+
+SMALL = {
+    "additive_coupling": Small(
+        lambda: {"x": torch.randn(35, 5, dtype=torch.float64), "shift": torch.randn(35, 5, dtype=torch.float64)}, BOTH
+    )
+}
 
 MAPS = {
     "exp": {}, "sigmoid": {"offset": 1.0, "min_scale": 0.01}, "softplus": {"offset": 0.5}, "tanh": {"gain": 0.1},

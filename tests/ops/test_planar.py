@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 from genfast import ops
 from genfast.reference import planar as reference
-from tests.harness import BadInput, OpSpec, OpTests, vjp
+from tests.harness import BadInput, OpSpec, OpTests, Small, vjp
 
 
 def make(case, generator):
@@ -11,11 +13,6 @@ def make(case, generator):
     randn = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
     w = randn(k, d) / max(d, 1) ** 0.5
     return {"z": randn(n, d), "w": w, "u": reference.planar_constrain_u(w, randn(k, d)), "b": randn(k)}
-
-
-def make_inverse(case, generator):
-    tensors = make(case, generator)
-    return {"x": tensors.pop("z"), **tensors}
 
 
 # (N, D, K); the first is differentiated numerically
@@ -41,35 +38,37 @@ def constrained(make):
     return inputs
 
 
-def bad(rows):
-    return {
-        "scalar rows": BadInput(lambda t: {rows: t[rows][0, 0]}, ValueError, rf"{rows}: got a scalar, want rows .*"),
-        "wrong D": BadInput(
-            lambda t: {"w": t["w"][:, :2]}, ValueError, rf"w: got shape \[4, 2\], want \[K, D\] with D = 3 of {rows}"
-        ),
-        "wrong u": BadInput(lambda t: {"u": t["u"][:2]}, ValueError, r"u: got shape \[2, 3\], want that of w"),
-        "wrong b": BadInput(lambda t: {"b": t["b"][:2]}, ValueError, r"b: got shape \[2\], want \[K\] of w"),
-    }
+BAD = {
+    "scalar rows": BadInput(lambda t: {"z": t["z"][0, 0]}, ValueError, r"z: got a scalar, want rows .*"),
+    "wrong D": BadInput(
+        lambda t: {"w": t["w"][:, :2]}, ValueError, r"w: got shape \[4, 2\], want \[K, D\] with D = 3 of z"
+    ),
+    "wrong u": BadInput(lambda t: {"u": t["u"][:2]}, ValueError, r"u: got shape \[2, 3\], want that of w"),
+    "wrong b": BadInput(lambda t: {"b": t["b"][:2]}, ValueError, r"b: got shape \[2\], want \[K\] of w"),
+}
 
 
 class TestPlanarFlow(OpTests):
     spec = OpSpec(
         name="planar_flow", function=ops.planar_flow, reference=reference.planar_flow, make=make, cases=CASES,
-        rows=["z"], extreme={k: constrained(v) for k, v in EXTREME.items()}, bad=bad("z"),
+        rows=["z"], extreme={k: constrained(v) for k, v in EXTREME.items()}, bad=BAD,
+        small=[(35, 5, 4), (35, 1, 33), (35, 2, 33), (35, 64, 9), (35, 70, 9)],
         undo=lambda t, _, out: ops.planar_flow_inverse(out[0], t["w"], t["u"], t["b"])[0],
     )  # fmt: skip
 
 
 class TestPlanarFlowInverse(OpTests):
-    spec = OpSpec(
-        name="planar_flow_inverse", function=ops.planar_flow_inverse, reference=reference.planar_flow_inverse,
-        make=make_inverse, cases=CASES, rows=["x"],
-        extreme={
-            k: (lambda make=make: {("x" if n == "z" else n): t for n, t in constrained(make)().items()})
-            for k, make in EXTREME.items()
-        },
-        bad=bad("x"), undo=lambda t, _, out: ops.planar_flow(out[0], t["w"], t["u"], t["b"])[0],
-    )  # fmt: skip
+    spec = dataclasses.replace(
+        TestPlanarFlow.spec.inverted(ops.planar_flow_inverse, reference.planar_flow_inverse, "x"),
+        small=[(35, 5, 4), (35, 70, 4)],
+    )
+
+
+SMALL = {
+    "planar_constrain_u": Small(
+        lambda: {"w": torch.randn(4, 5, dtype=torch.float64), "u": torch.randn(4, 5, dtype=torch.float64)}
+    )
+}
 
 
 def test_inverse_at_the_edge_of_invertibility(kernels):

@@ -61,6 +61,7 @@ class TestFreeEnergy(OpTests):
         name="rbm_free_energy", function=as_tuple(ops.rbm_free_energy),
         reference=as_tuple(reference.rbm_free_energy), make=make, cases=CASES, rows=["v"], outputs=["number"],
         extreme=EXTREME, bad=BAD, like="W", any_dtype=["v"], half_cases=[(33, 20, 17, 0.3)],
+        small=[(35, 37, 41, 0.3)],
     )  # fmt: skip
 
 

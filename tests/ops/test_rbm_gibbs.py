@@ -8,7 +8,7 @@ import torch
 import genfast
 from genfast import ops
 from genfast.reference import rbm as reference
-from tests.harness import OpSpec, OpTests, RecordOps
+from tests.harness import OpSpec, OpTests, RecordOps, Small
 
 # Chi-square tests are passed by a right sampler except with this probability; the seeds are fixed.
 FALSE_ALARM = 1e-6
@@ -56,6 +56,28 @@ class TestGibbs(OpTests):
         cases=[(5, 7, 3, 0.5), (3, 33, 40, 0.3), (130, 70, 65, 0.2)], rows=["v"], like="W", any_dtype=["v"],
         variants={"one sweep": {"seed": 5}, "three sweeps": {"seed": 6, "n_steps": 3, "beta": 0.5}},
     )  # fmt: skip
+
+
+def small(n=35, nv=37, nh=41, density=0.3, clamp=False, options=({},)):
+    """A small case; every backend draws the same chain."""
+
+    def make():
+        W, vbias, hbias = machine(nv, nh, dtype=torch.float64)
+        v = states(n, nv, density, torch.float64)
+        given = {"v": v, "W": W, "vbias": vbias, "hbias": hbias}
+        return given | {"clamp": states(1, nv, 0.3)[0].bool()} if clamp else given
+
+    return Small(make, options, exact=True)
+
+
+SMALL = {
+    "rbm_gibbs": small(options=[{"seed": 3, "n_steps": n, "beta": beta} for n in (1, 3) for beta in (1.0, 0.5)]),
+    "rbm_gibbs (one chain)": small(1, options=[{"seed": 4}]),
+    "rbm_gibbs (one unit)": small(35, 1, 1, options=[{"seed": 5}]),
+    "rbm_gibbs (clamped)": small(clamp=True, options=[{"seed": 6, "n_steps": 2}]),
+    "rbm_gibbs (density 0.02)": small(130, 150, 137, 0.02, options=[{"seed": 7}]),
+    "rbm_gibbs (density 0.7)": small(130, 150, 137, 0.7, options=[{"seed": 7}]),
+}
 
 
 # --- the same bits everywhere -----------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class TestRationalQuadraticSpline(OpTests):
         name="rational_quadratic_spline", function=spline, reference=reference.rational_quadratic_spline, make=make,
         cases=[(6, 5, 0), (5, 3, 1), (1, 1, 1), (130, 8, 0), (67, 13, 2), (257, 16, 0)],
         rows=["x", "widths", "heights", "derivatives"],
+        small=[(105, bins, 0) for bins in (2, 4, 7, 8, 10, 16, 32)], small_options=[{}, {"inverse": True}],
         variants={
             "forward": {},
             "inverse": {"inverse": True},

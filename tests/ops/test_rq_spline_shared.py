@@ -26,6 +26,7 @@ class TestSharedParameters(OpTests):
             ((2, 40, 3), (2, 1, 3), 16), ((2, 3, 2, 40), (2, 1, 2, 1), 8), ((40, 3, 5), (3, 1), 40),
         ],
         variants={"forward": {}, "inverse": {"inverse": True}},
+        small=[((4500,), (), 8), ((150, 3), (3,), 19), ((90, 3), (90, 1), 8)],
         extreme={
             f"{size:g}, {lead}": lambda size=size, lead=lead: {
                 **{k: v[: math.prod(lead)].reshape(*lead, -1) for k, v in extreme(size)().items()},

@@ -36,12 +36,6 @@ __device__ __forceinline__ void store_row(const StridedOut& m, DType dtype, bool
   for (int e = 0; e < kVec; ++e) store_number<T>(m.data, dtype, i * m.row + (j + e) * m.col, in[e]);
 }
 
-// Adds a value over the lanes of a row; all threads of the block take part.
-template <class T>
-__device__ __forceinline__ T row_sum(T value, int lanes) {
-  return lanes > kWarpSize ? block_sum(value) : group_sum(value, lanes);
-}
-
 // Calls row(i, lane) for every row and every lane of its group, then done(i, lane) with all threads of the block
 // together (i may lie past the end there).
 template <class Row, class Done>

@@ -1,10 +1,9 @@
-// Planar flow on the CPU. Lanes are rows: a block of kPacks registers' worth of rows is transposed into a buffer
-// z[d][pack] that stays in L1 (in registers for the smallest D), and all K layers run over it. The update of z by one
-// layer and the dot product of the next share a pass, so each number is loaded and stored once a layer.
+// Planar flow on the CPU. All K layers run over a block of rows as columns (columns.h). The update of z by one layer
+// and the dot product of the next share a pass, so each number is loaded and stored once a layer.
 #include <type_traits>
 
 #include "common/chunk_sums.h"
-#include "common/pack.h"
+#include "common/columns.h"
 #include "common/rows.h"
 #include "ops/planar/planar.h"
 #include "ops/planar/planar_math.h"
@@ -12,9 +11,6 @@
 namespace gf {
 inline namespace GF_BACKEND {
 namespace {
-
-// Independent chains of multiply-adds: enough to hide their latency, few enough for the registers.
-constexpr int kPacks = kVectorBytes == 16 ? 2 : 4;
 
 // Weights in the compute type, biases, and w.u of every layer.
 template <class T>
@@ -45,35 +41,6 @@ struct Layers {
     }
   }
 };
-
-// A block of rows as columns: at(d, p) is the p-th pack of rows of component d. kDim > 0 fixes D at compile time, and
-// the optimiser keeps the whole block in registers.
-template <class P, int kDim>
-struct Block {
-  P values[kDim][kPacks];
-  explicit Block(P*) {}
-  GF_HD P& at(int64_t d, int p) { return values[d][p]; }
-};
-template <class P>
-struct Block<P, 0> {
-  P* values;
-  explicit Block(P* memory) : values(memory) {}
-  GF_HD P& at(int64_t d, int p) { return values[d * kPacks + p]; }
-};
-
-template <class P, class B, class T>
-GF_HD void load_block(B& block, const T* rows, int64_t dim, int count) {
-  for (int64_t d = 0; d < dim; ++d)
-    for (int p = 0; p < kPacks; ++p)
-      block.at(d, p) = load_strided<P>(rows + (p * P::size) * dim + d, dim, count - p * P::size);
-}
-
-template <class P, class B, class T>
-GF_HD void store_block(B& block, T* rows, int64_t dim, int count) {
-  for (int64_t d = 0; d < dim; ++d)
-    for (int p = 0; p < kPacks; ++p)
-      store_strided(rows + (p * P::size) * dim + d, dim, block.at(d, p), count - p * P::size);
-}
 
 // Runs all layers over a block. `step(k, dot, h)` gets w.z of layer k and says how far it moves along u.
 template <class P, class B, class T, class F>

@@ -13,7 +13,6 @@ namespace {
 using namespace planar;
 
 constexpr std::size_t kTileBytes = 40 * 1024;  // shared memory for the weights of a tile
-constexpr std::size_t kMaxShared = 200 * 1024;
 
 template <class T, int kPer>
 __global__ void __launch_bounds__(kBlock, 4) planar_forward_kernel(PlanarForward f, Shape s) {
@@ -64,16 +63,15 @@ __global__ void __launch_bounds__(kBlock, 3) planar_backward_kernel(PlanarBackwa
 
   const Order order = f.inverse ? Order{0, 1} : Order{f.size.k - 1, -1};
   const int64_t n = f.size.n, d = f.size.d, depth = f.size.k;
-  const int64_t begin = blockIdx.x * rows_per_chunk(n);
-  const int64_t end = begin + rows_per_chunk(n) < n ? begin + rows_per_chunk(n) : n;
+  const Chunk chunk = chunk_of(n, blockIdx.x);
   const int lane = block_thread() & (s.lanes - 1);
   const int64_t rows = kBlock >> s.log_lanes;
   const bool one_tile = depth <= s.tile;
   if (one_tile) tile.load(f.w, f.u, f.b, f.dtype, f.size, s, order, 0, f.inverse);
 
-  for (int64_t first = begin; first < end; first += rows) {
+  for (int64_t first = chunk.begin; first < chunk.end; first += rows) {
     const int64_t row = first + (block_thread() >> s.log_lanes);
-    const bool active = row < end;
+    const bool active = row < chunk.end;
     T z[kPer], g[kPer];
     R::load(f.output, f.dtype, row, d, active, lane, s.lanes, z);
     R::load(f.grad_output, f.dtype, row, d, active, lane, s.lanes, g);
@@ -178,9 +176,8 @@ __global__ void __launch_bounds__(kBlock, 4) planar_wide_backward_kernel(PlanarB
   const Order order = f.inverse ? Order{0, 1} : Order{depth - 1, -1};
   const Part<T> part(f, blockIdx.x);
   part.clear(f.size);
-  const int64_t begin = blockIdx.x * rows_per_chunk(n);
-  const int64_t end = begin + rows_per_chunk(n) < n ? begin + rows_per_chunk(n) : n;
-  for (int64_t row = begin; row < end; ++row) {
+  const Chunk chunk = chunk_of(n, blockIdx.x);
+  for (int64_t row = chunk.begin; row < chunk.end; ++row) {
     for (int64_t c = block_thread(); c < d; c += kBlock) {
       z[c] = load_number<T>(f.output, f.dtype, row * d + c);
       g[c] = load_number<T>(f.grad_output, f.dtype, row * d + c);
@@ -261,12 +258,7 @@ Shape shape_of(const PlanarSizes& size, int per) {
 }
 
 std::size_t wide_bytes(int64_t numbers, std::size_t size_of) {
-  const std::size_t bytes = static_cast<std::size_t>(numbers) * size_of;
-  if (bytes > kMaxShared) {
-    throw std::invalid_argument("planar_flow on CUDA: D is too large; " + std::to_string(kMaxShared / (2 * size_of)) +
-                                " is the most that shared memory holds forward and backward in this dtype");
-  }
-  return bytes;
+  return row_bytes("planar_flow", numbers * size_of, kMaxShared / (2 * size_of));
 }
 
 template <class T>
