@@ -47,8 +47,8 @@ GF_HD PlanarAdjoint<R> planar_adjoint(const PlanarLayer<R>& f, R wu, R ug, R l) 
   return {c, kInverse ? -t / f.q : t};
 }
 
-// w.u for the inverse. A u stored in S digits can put w.u below -1 by the rounding of its own products, and the sum adds
-// its own; `magnitude` = sum |w_d u_d| sets the scale of both. Such a layer counts as one at the edge, w.u = -1.
+// w.u for the inverse. A u stored in S digits can put w.u below -1 by the rounding of its own products, and the sum
+// adds its own; `magnitude` = sum |w_d u_d| sets the scale of both. Such a layer counts as one at the edge, w.u = -1.
 template <class T>
 GF_HD T planar_invertible_wu(T wu, T magnitude, T storage_epsilon) {
   const T tolerance = (storage_epsilon + T(16) * Limits<T>::epsilon) * magnitude;
