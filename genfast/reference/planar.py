@@ -38,7 +38,7 @@ def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Ten
 def _solve(y: Tensor, wu: Tensor) -> Tensor:
     """The root a of a + wu tanh(a) = y by bisection; NaN where wu < -1, where there may be three."""
     low, high = y - wu.abs(), y + wu.abs()
-    for _ in range(100):
+    for _ in range(64):  # and two Newton steps by the caller
         middle = 0.5 * (low + high)
         above = middle + wu * torch.tanh(middle) > y
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
