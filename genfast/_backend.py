@@ -54,8 +54,10 @@ def use_reference(x: torch.Tensor) -> bool:
     """Whether an op on `x` runs the plain PyTorch function: chosen, or because no kernel serves the device."""
     if _current == "reference":
         return True
+    if x.is_cpu:
+        return False
     kind = x.device.type
-    if kind == "cpu" or kind == "meta" or (kind == "cuda" and _native.has_cuda()):
+    if kind == "meta" or (kind == "cuda" and _native.has_cuda()):
         return False
     _warn_once(kind)
     return True

@@ -76,7 +76,6 @@ class Differentiable:
         kinds = arguments(allocate)
         names = list(kinds)
         self._n_tensors = sum(kind in _TENSOR for kind in kinds.values())
-        self._of_constants = (None,) * (len(names) - self._n_tensors)  # their gradients
         if any(kind in _TENSOR for kind in list(kinds.values())[self._n_tensors :]):
             raise TypeError(f"{name}: tensors come first among the arguments, then constants")
         backward = backward or _like_the_inputs(kinds, outputs)
@@ -98,7 +97,9 @@ class Differentiable:
             self.backward_op, self._function_of_backward(), _like_the_op(self._backward_reference, backward),
             batching_rule(self.backward_op, rows_backward, only_rows),
         )  # fmt: skip
-        self._ordinary = self._ordinary_function()
+        # Function.apply asks whether a transform is active, which is known here; what lies below it does the work.
+        ordinary: Any = self._ordinary_function()
+        self._apply: Callable[..., Any] = super(Function, ordinary).apply  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> Any:
         first: Tensor = args[0]
@@ -115,7 +116,7 @@ class Differentiable:
         if torch.is_grad_enabled():
             for t in tensors:
                 if t is not None and t.requires_grad:
-                    return self._ordinary.apply(*args)
+                    return self._apply(*tensors, args[self._n_tensors :])
         return self._run(*args)
 
     def _call_reference(self, args: tuple[Any, ...], autocast: bool) -> Any:
@@ -167,15 +168,15 @@ class Differentiable:
         if self._n_outputs > self._n_grads:
             ctx.mark_non_differentiable(*(o for o in outputs[self._n_grads :] if o is not None))
 
-    def _to_arguments(
+    def _of_tensors(
         self, ctx: Any, saved: tuple[Any, ...], grads: tuple[Tensor, ...], found: Any
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of the tensors as one entry, or None, for each argument."""
+        """The gradients of the tensor arguments, from the results of the backward."""
         if isinstance(found, Tensor):
             found = (found,)
-        if self._gradients is not None:
-            found = self._gradients(saved, ctx.constants, grads, found)
-        return (*found, *self._of_constants)
+        if self._gradients is None:
+            return found  # type: ignore[no-any-return]
+        return self._gradients(saved, ctx.constants, grads, found)
 
     def _vjp_of_reference(self, names: list[str]) -> Callable[..., tuple[Tensor, ...]]:
         """The backward in plain PyTorch, with its arguments: what second derivatives and forward mode go through."""
@@ -216,10 +217,12 @@ class Differentiable:
         operation = self
 
         class Ordinary(Function):
+            # All constants are one argument: each argument of a Function costs.
             @staticmethod
             def forward(ctx: Any, *args: Any) -> Any:
-                out = operation._run(*args)
-                operation._keep(ctx, args, out)
+                *tensors, constants = args
+                out = operation._run(*tensors, *constants)
+                operation._keep(ctx, (*tensors, *constants), out)
                 return out
 
             @staticmethod
@@ -227,9 +230,9 @@ class Differentiable:
                 saved = ctx.saved_tensors
                 args = operation._arguments(ctx, saved, grads)
                 if is_plain(grads) and not (torch.is_grad_enabled() and _requires_grad(args)):
-                    return operation._to_arguments(ctx, saved, grads, operation._run_backward(*args))
-                found = operation._to_arguments(ctx, saved, grads, operation.backward_op(*args))
-                return tuple(g if n else None for g, n in zip(found, ctx.needs_input_grad, strict=True))
+                    return (*operation._of_tensors(ctx, saved, grads, operation._run_backward(*args)), None)
+                found = operation._of_tensors(ctx, saved, grads, operation.backward_op(*args))
+                return (*(g if n else None for g, n in zip(found, ctx.needs_input_grad, strict=False)), None)
 
         Ordinary.__name__ = Ordinary.__qualname__ = f"genfast_{self.name}"
         return Ordinary
@@ -250,9 +253,9 @@ class Differentiable:
             def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
                 saved = ctx.saved_tensors
                 found = operation.backward_op(*operation._arguments(ctx, saved, grads))
-                arguments = operation._to_arguments(ctx, saved, grads, found)
+                found = (*operation._of_tensors(ctx, saved, grads, found), *[None] * len(ctx.constants))
                 # the op fills in what its kernel leaves out
-                return tuple(g if n else None for g, n in zip(arguments, ctx.needs_input_grad, strict=True))
+                return tuple(g if n else None for g, n in zip(found, ctx.needs_input_grad, strict=True))
 
         OfOp.__name__ = OfOp.__qualname__ = f"genfast_{self.name}"
         return OfOp

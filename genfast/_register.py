@@ -110,8 +110,11 @@ def contiguous(launch: Callable[..., Any]) -> Callable[..., Any]:
     """`launch` with contiguous tensors."""
 
     def kernel(*args: Any) -> Any:
-        # gradients of a sum have strides of 0; inductor may hand over other strides than it was promised
-        return launch(*(a.contiguous() if isinstance(a, Tensor) else a for a in args))
+        for a in args:
+            # gradients of a sum have strides of 0; inductor may hand over other strides than it was promised
+            if isinstance(a, Tensor) and not a.is_contiguous():
+                return launch(*(a.contiguous() if isinstance(a, Tensor) else a for a in args))
+        return launch(*args)
 
     return kernel
 

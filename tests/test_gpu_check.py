@@ -270,13 +270,14 @@ def test_hang():
 def plugin(tmp_path, *options, **environment):
     (tmp_path / "test_it.py").write_text(textwrap.dedent(LOST))
     notes = tmp_path / "notes.jsonl"
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}  # it is no worker of ours
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.gpu_plugin", "-p", "no:cacheprovider", "-c", os.devnull),
             *("-o", "markers=cuda", "-v", "-rs", *options, str(tmp_path / "test_it.py")),
         ],
         capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
-        env={**os.environ, "GENFAST_TEST_NOTES": str(notes), "PYTHONPATH": str(ROOT), **environment},
+        env={**outside, "GENFAST_TEST_NOTES": str(notes), "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
     return done, [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 

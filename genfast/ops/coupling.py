@@ -33,7 +33,7 @@ def _near(t: Tensor | None) -> Tensor | None:
 def _forward(
     x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    y, log_det = _outputs(x, shift, scale, params, *constants)
+    y, log_det = check.like(x), check.sums(x)
     if x.numel() == 0:
         return y, log_det.zero_()
     _native.coupling_forward(_near(x), _near(shift), _near(scale), _near(params), *constants, y, log_det)
@@ -142,6 +142,8 @@ def _constants(
     max_log_scale: float,
 ) -> tuple[int, float, float, float, float, float]:
     """The checked constants in the order of the ops' schemas, defaults filled in."""
+    if clamp is offset is min_scale is gain is None and max_log_scale == 40.0 and scale_map in _USUAL:
+        return _USUAL[scale_map]
     default = SCALE_MAPS.get(scale_map)
     if default is None:
         raise ValueError(f"scale_map: got {scale_map!r}, want one of {', '.join(map(repr, _MAPS))}")
@@ -156,6 +158,10 @@ def _constants(
         _number("gain", gain, default.get("gain", 1.0), -1e6, 1e6),
         _number("max_log_scale", max_log_scale, 40.0, 1e-3, _MAX_LOG_SCALE),
     )
+
+
+_USUAL: dict[str, tuple[int, float, float, float, float, float]] = {}
+_USUAL |= {name: _constants(name, None, None, None, None, 40.0) for name in _MAPS}
 
 
 def _same_shape(name: str, t: Tensor, x: Tensor) -> None:

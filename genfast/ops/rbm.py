@@ -1,5 +1,7 @@
 """Restricted Boltzmann machines: many Gibbs sweeps in one call, and the free energy."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -91,8 +93,21 @@ _ONE = torch.ones(1)  # the usual beta
 _gibbs_op = define("rbm_gibbs", _outputs, launch=_gibbs, autocast=False)
 
 
+def _fits(v: Any, W: Any, vbias: Any, hbias: Any) -> bool:
+    """Whether these are float32 rows and parameters on the CPU that `_machine` lets pass: its checks in a third."""
+    if not (type(v) is Tensor and isinstance(W, Tensor) and isinstance(vbias, Tensor) and isinstance(hbias, Tensor)):
+        return False
+    here = v.is_cpu and W.is_cpu and vbias.is_cpu and hbias.is_cpu
+    alike = v.dtype == torch.float32 == W.dtype == vbias.dtype == hbias.dtype
+    sizes, nv, nh = W.shape, vbias.shape, hbias.shape
+    fit = v.dim() == 2 and len(nv) == len(nh) == 1 and sizes == nv + nh and v.shape[1:] == nv
+    return here and alike and fit and 0 not in sizes
+
+
 def _machine(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, torch.Size]:
     """Checks the parameters of a machine; v as rows, and its leading dimensions."""
+    if _fits(v, W, vbias, hbias):
+        return v, v.shape[:1]
     check.floating("W", W)
     check.same_dtype_and_device(W, "W", vbias=vbias, hbias=hbias)
     check.tensor("v", v)
@@ -225,16 +240,16 @@ def rbm_gibbs(
         (torch.Size([128, 784]), torch.Size([128, 500]))
     """
     rows, batch = _machine(v, W, vbias, hbias)
-    for name, number, least in (
-        ("n_steps", n_steps, 1), ("first_chain", first_chain, 0), ("first_step", first_step, 0),
-    ):  # fmt: skip
-        if number < least:
-            raise ValueError(f"{name}: got {number}, want at least {least}")
+    if n_steps < 1 or first_chain < 0 or first_step < 0:
+        given = {"n_steps": (n_steps, 1), "first_chain": (first_chain, 0), "first_step": (first_step, 0)}
+        name, (number, least) = next((k, v) for k, v in given.items() if v[0] < v[1])
+        raise ValueError(f"{name}: got {number}, want at least {least}")
     plain = not torch.compiler.is_compiling() and v.is_cpu and is_plain((v, W, vbias, hbias))
     if plain and clamp is None and isinstance(beta, float | int) and not use_reference(v):
         betas = _ONE if beta == 1 else torch.full((1,), float(beta), dtype=torch.float32)
         key = _seed(seed, generator, v)
-        rows, W, vbias, hbias = (t if t.is_contiguous() else t.contiguous() for t in (rows, W, vbias, hbias))
+        if not (rows.is_contiguous() and W.is_contiguous() and vbias.is_contiguous() and hbias.is_contiguous()):
+            rows, W, vbias, hbias = rows.contiguous(), W.contiguous(), vbias.contiguous(), hbias.contiguous()
         out_v, out_h = _gibbs(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
         return (out_v, out_h) if v.dim() == 2 else (out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1]))
     betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v)
@@ -252,6 +267,9 @@ def rbm_gibbs(
 # --- free energy ------------------------------------------------------------------------------------------------------
 
 
+_DENSE = 60  # up to so many columns finding the non-zeros takes longer than a dense product (rbm_energy_cpu.cpp)
+
+
 def state_product(
     left: Tensor, right: Tensor, *, scale: Tensor | None = None, init: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -260,7 +278,8 @@ def state_product(
     if out is None:
         out = right.new_empty(left.shape[1 if transposed else 0], right.shape[1])
     if (
-        left.dtype == torch.float32
+        right.shape[1] > _DENSE
+        and left.dtype == torch.float32
         and not left.is_cuda
         and _native.rbm_sparse_product(left, right, scale, init, transposed, out)
     ):
@@ -284,21 +303,21 @@ def _energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor,
 def _energy_gradients(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, p: Tensor, grad_energy: Tensor, need_v: bool, need_W: bool,
     need_vbias: bool, need_hbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    of_parameters = need_W or need_vbias or need_hbias
-    nv, nh = W.shape if of_parameters else (0, 0)
-    return v.new_empty(v.shape if need_v else (0, 0)), W.new_empty(nv, nh), W.new_empty(nv), W.new_empty(nh)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    of_v = check.like(v) if need_v else None
+    if not (need_W or need_vbias or need_hbias):
+        return of_v, None, None, None
+    return of_v, check.like(W), check.like(vbias), check.like(hbias)
 
 
 def _energy_backward(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, p: Tensor, grad_energy: Tensor, *needs: bool
-) -> tuple[Tensor, ...]:
-    grads = list(_energy_gradients(v, W, vbias, hbias, p, grad_energy, *needs))
-    if needs[0]:
-        grads[0] = torch.addmm(vbias, p, W.t()).mul_(-grad_energy[:, None])
-    if any(needs[1:]):
-        grads[1:] = [state_product(v, p, scale=grad_energy), -(grad_energy @ v), -(grad_energy @ p)]
-    return tuple(grads)
+) -> tuple[Tensor | None, ...]:
+    minus = -grad_energy
+    of_v = torch.addmm(vbias, p, W.t()).mul_(minus[:, None]) if needs[0] else None
+    if not any(needs[1:]):
+        return of_v, None, None, None
+    return of_v, state_product(v, p, scale=grad_energy), minus @ v, minus @ p
 
 
 _energy_op = differentiable(
@@ -347,8 +366,9 @@ def rbm_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tenso
     arguments = (rows, W, vbias, hbias)
     if W.dtype in (torch.float16, torch.bfloat16):
         arguments = (rows.float(), W.float(), vbias.float(), hbias.float())
-    energy: Tensor | tuple[Tensor, ...] = _energy_op(*arguments)
-    return (energy if isinstance(energy, Tensor) else energy[0]).reshape(batch)
+    out: Tensor | tuple[Tensor, ...] = _energy_op(*arguments)
+    energy = out if isinstance(out, Tensor) else out[0]
+    return energy if v.dim() == 2 else energy.reshape(batch)
 
 
 # --- the loss of contrastive divergence -------------------------------------------------------------------------------
