@@ -28,7 +28,7 @@ def _outputs(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, beta: Tensor, clamp: Tensor | None, seed: Tensor, n_steps: int,
     first_chain: int, first_step: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return check.like(v), v.new_empty((v.shape[0], W.shape[1]))
+    return check.like(v), v.new_empty(v.shape[0], W.shape[1])
 
 
 def _gibbs(
@@ -87,7 +87,10 @@ def _refuse(status: int, v: Tensor) -> None:
         )
 
 
-_ONE = torch.ones(1)  # the usual beta
+_CPU = torch.device("cpu")
+_ONE = torch.ones(1, dtype=torch.float32, device=_CPU)  # the usual beta
+_NUMBER = (float, int)
+_SEEDS = (-(2**63), 2**63 - 1, ())  # the arguments of torch.randint
 
 # Weights are raised to float32 anyway, and states keep their dtype.
 _gibbs_op = define("rbm_gibbs", _outputs, launch=_gibbs, autocast=False)
@@ -156,7 +159,7 @@ def _seed(seed: int | Tensor | None, generator: torch.Generator | None, v: Tenso
         if type(v) is not Tensor:  # a fake tensor: the seed is one too
             return v.new_empty((), dtype=torch.int64).random_(generator=generator)
         at = device if generator is None else generator.device
-        drawn = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=at, generator=generator)
+        drawn = torch.randint(*_SEEDS, dtype=torch.int64, device=at, generator=generator)
         return drawn.to(device)
     if generator is not None:
         raise ValueError("generator, seed: got both, want at most one of them")
@@ -245,12 +248,15 @@ def rbm_gibbs(
         name, (number, least) = next((k, v) for k, v in given.items() if v[0] < v[1])
         raise ValueError(f"{name}: got {number}, want at least {least}")
     plain = not torch.compiler.is_compiling() and v.is_cpu and is_plain((v, W, vbias, hbias))
-    if plain and clamp is None and isinstance(beta, float | int) and not use_reference(v):
-        betas = _ONE if beta == 1 else torch.full((1,), float(beta), dtype=torch.float32)
-        key = _seed(seed, generator, v)
+    if plain and clamp is None and isinstance(beta, _NUMBER) and not use_reference(v):
+        betas = _ONE if beta == 1 else v.new_full((1,), float(beta), dtype=torch.float32)
+        drawn = seed is None and generator is None
+        key = torch.randint(*_SEEDS, device=_CPU) if drawn else _seed(seed, generator, v)
         if not (rows.is_contiguous() and W.is_contiguous() and vbias.is_contiguous() and hbias.is_contiguous()):
             rows, W, vbias, hbias = rows.contiguous(), W.contiguous(), vbias.contiguous(), hbias.contiguous()
-        out_v, out_h = _gibbs(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
+        small = W.dtype == rows.dtype == torch.float32 and len(rows) * n_steps * W.numel() <= _SLICE
+        run = _slice if small else _gibbs
+        out_v, out_h = run(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
         return (out_v, out_h) if v.dim() == 2 else (out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1]))
     betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v)
     parameters = [t.detach() if t.requires_grad else t for t in (rows, W, vbias, hbias)]
