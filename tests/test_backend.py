@@ -53,6 +53,7 @@ def test_other_devices_fall_back_with_one_warning(monkeypatch):
 
     class Elsewhere:
         device = torch.device("mps")
+        is_cpu = False
 
     monkeypatch.setattr(_backend, "_warned", set())
     with pytest.warns(RuntimeWarning, match="no kernels for 'mps' devices; its ops run as plain PyTorch"):

@@ -60,7 +60,6 @@ class TestPlanarFlow(OpTests):
 class TestPlanarFlowInverse(OpTests):
     spec = dataclasses.replace(
         TestPlanarFlow.spec.inverted(ops.planar_flow_inverse, reference.planar_flow_inverse, "x"),
-        cases=[(3, 2, 2), *CASES],  # its reference bisects: a smaller case for the derivatives
         small=[(35, 5, 4), (35, 70, 4)],
     )
 
