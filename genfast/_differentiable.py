@@ -37,9 +37,11 @@ from genfast._register import (
     autocast_to_float32,
     batching_rule,
     contiguous,
+    filled,
     is_plain,
     launcher,
     library,
+    like,
 )  # fmt: skip
 
 _C = torch._C
@@ -72,7 +74,7 @@ class Differentiable:
         row_outputs: bool,
         strided: bool,
     ) -> None:
-        self.name, self._reference, self._n_outputs = name, reference, len(outputs)
+        self.name, self._reference, self._n_outputs = name, _in_float32(reference, allocate), len(outputs)
         kinds = arguments(allocate)
         names = list(kinds)
         self._n_tensors = sum(kind in _TENSOR for kind in kinds.values())
@@ -82,7 +84,9 @@ class Differentiable:
         self._describe(backward, names, outputs)
         self._save = save or self._save_by_name(names, outputs)
         self._gradients = gradients
-        self._backward_reference = backward_reference or self._vjp_of_reference(names)
+        if backward_reference is None:
+            backward_reference = self._vjp_of_reference(names)
+        self._backward_reference = filled(_in_float32(backward_reference, backward))
 
         self._run = launch or launcher(f"{name}_forward", allocate)
         self._run_backward = backward_launch or launcher(f"{name}_backward", backward)
@@ -92,7 +96,12 @@ class Differentiable:
             self._run, self._run_backward = contiguous(self._run), contiguous(self._run_backward)
         only_rows = row_outputs and all(n in rows for n in names[: self._n_tensors])
         rows_backward = [*rows, *outputs, *(f"grad_{o}" for o in outputs)]
-        _connect(self.op, self._function(), self._forward_mode(allocate), batching_rule(self.op, rows, row_outputs))
+        _connect(
+            self.op,
+            self._function(),
+            _like_the_op(self._reference, allocate),
+            batching_rule(self.op, rows, row_outputs),
+        )
         _connect(
             self.backward_op, self._function_of_backward(), _like_the_op(self._backward_reference, backward),
             batching_rule(self.backward_op, rows_backward, only_rows),
@@ -178,7 +187,7 @@ class Differentiable:
             return found  # type: ignore[no-any-return]
         return self._gradients(saved, ctx.constants, grads, found)
 
-    def _vjp_of_reference(self, names: list[str]) -> Callable[..., tuple[Tensor, ...]]:
+    def _vjp_of_reference(self, names: list[str]) -> Callable[..., tuple[Tensor | None, ...]]:
         """The backward in plain PyTorch, with its arguments: what second derivatives and forward mode go through."""
         missing = [n for n in names if n not in self._position]
         if missing:
@@ -186,7 +195,7 @@ class Differentiable:
         at = [self._position[n] for n in names]
         grads_at = [i for n, i in self._position.items() if n.startswith("grad_")]
 
-        def pull_back(*args: Any) -> tuple[Tensor, ...]:
+        def pull_back(*args: Any) -> tuple[Tensor | None, ...]:
             inputs, grads = [args[i] for i in at], [args[i] for i in grads_at]
             wanted = [i for i in range(self._n_tensors) if inputs[i] is not None]
 
@@ -197,19 +206,9 @@ class Differentiable:
                 return as_tuple(self._reference(*full))
 
             found = iter(_vjp(function, [inputs[i] for i in wanted], grads))
-            return tuple(next(found) if i in wanted else grads[0].new_empty(0) for i in range(self._n_tensors))
+            return tuple(next(found) if i in wanted else None for i in range(self._n_tensors))
 
         return pull_back
-
-    def _forward_mode(self, allocate: Callable[..., Any]) -> Callable[..., Any]:
-        """The reference with the op's outputs; those without a gradient are not set."""
-
-        def reference(*args: Any) -> Any:
-            out = as_tuple(self._reference(*args))
-            rest = as_tuple(allocate(*args))[len(out) :]
-            return (*out, *(args[0].new_empty(0) if t is None else t for t in rest)) if self._n_outputs > 1 else out[0]
-
-        return reference
 
     # --- the Functions: one for ordinary calls, one that the op applies, and one that the backward op applies
 
@@ -326,7 +325,7 @@ def differentiable(
             backward does not get all arguments of the forward.
         launch: the arguments to outputs with values, in place of `allocate` and the kernel.
         backward_launch: the same for the backward.
-        rows: arguments whose first dimension is the row; see `genfast._register.define`.
+        rows: arguments whose first dimension is the row, which vmap folds its batch into.
         row_outputs: whether every output's first dimension is the row.
         strided: the kernels read strided tensors where they lie.
     """
@@ -408,7 +407,7 @@ def _batched_at_level(op: Any, rule: Callable[..., Any], level: Any, args: tuple
     with level.lower():
         if all(dim is None for _, dim in pairs):
             return op(*args)
-        out, _ = rule(level.batch_size(), [dim for _, dim in pairs], *(a for a, _ in pairs))
+        out = rule(level.batch_size(), [dim for _, dim in pairs], *(a for a, _ in pairs))
     wrapped = tuple(_C._functorch._add_batch_dim(o, 0, number) for o in as_tuple(out))
     return wrapped[0] if isinstance(out, Tensor) else wrapped
 
@@ -438,7 +437,7 @@ def _like_the_inputs(kinds: dict[str, Any], outputs: Sequence[str]) -> Callable[
     count = len(tensors)
 
     def backward(*args: Any) -> Any:
-        out = tuple(None if t is None else t.new_empty(t.shape) for t in args[:count])
+        out = tuple(None if t is None else like(t) for t in args[:count])
         return out if count > 1 else out[0]
 
     parameter, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -451,12 +450,30 @@ def _like_the_inputs(kinds: dict[str, Any], outputs: Sequence[str]) -> Callable[
     return backward
 
 
-def _like_the_op(reference: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The reference backward with empty gradients where the op, too, has them: those that are not needed."""
+def _like_the_op(reference: Callable[..., Any], allocate: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference with the op's outputs; those that it lacks, and gradients that are not needed, are not set."""
+    allocate = filled(allocate)
 
     def function(*args: Any) -> Any:
-        pairs = zip(as_tuple(reference(*args)), as_tuple(backward(*args)), strict=True)
-        out = tuple(args[0].new_empty(0) if b is None else a if a.shape == b.shape else b for a, b in pairs)
+        outputs = as_tuple(allocate(*args))
+        found = as_tuple(reference(*args))
+        out = (*(a if a.shape == b.shape else b for a, b in zip(found, outputs, strict=False)), *outputs[len(found) :])
         return out if len(out) > 1 else out[0]
+
+    return function
+
+
+def _in_float32(reference: Callable[..., Any], allocate: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as the kernels treat half types: computed in float32, with results of the dtypes of the op's."""
+
+    def function(*args: Any) -> Any:
+        if args[0].dtype not in HALF:
+            return reference(*args)
+        found = reference(*(a.float() if isinstance(a, Tensor) and a.dtype in HALF else a for a in args))
+        out = tuple(
+            None if a is None or b is None else a.to(b.dtype)
+            for a, b in zip(as_tuple(found), as_tuple(allocate(*args)), strict=False)
+        )
+        return out[0] if isinstance(found, Tensor) else out
 
     return function

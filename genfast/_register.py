@@ -23,41 +23,36 @@ HALF = (torch.float16, torch.bfloat16)
 _C = torch._C
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
 
-Outputs = Tensor | tuple[Tensor | None, ...]
-
 
 def define(
     name: str,
     allocate: Callable[..., Any],
     *,
     launch: Callable[..., Any] | None = None,
-    rows: Sequence[str] = (),
-    row_outputs: bool = False,
     autocast: bool = True,
-    strided: bool = False,
 ) -> Any:
     """Define `torch.ops.genfast.<name>`, an op without gradients, and return a function that calls it.
 
-    The function's attribute `op` is the op itself; an ordinary call goes straight to the kernel.
+    The function's attribute `op` is the op itself; an ordinary call goes straight to the kernel. Under vmap the op runs
+    once a batch entry.
 
     Args:
         name: the op's name, and the kernel's in the extension.
         allocate: the arguments, annotated, to new outputs, whose values are not set. Also traces the op.
         launch: the arguments to outputs with values; by default `allocate`, then the kernel `name` with arguments and
-            outputs. Gets contiguous tensors, unless `strided`.
-        rows: the tensor arguments whose first dimension is the row. If under vmap only these are batched, the batch
-            is folded into the rows, and the op runs once; otherwise it runs once a batch entry.
-        row_outputs: whether the first dimension of every output is the row, which folding needs.
+            outputs. Gets contiguous tensors.
         autocast: under autocast, low-precision arguments are raised to float32.
-        strided: the kernel reads slices, broadcasts and other strided tensors where they lie.
     """
     launch = launch or launcher(name, allocate)
-    op = add(name, allocate, launch, autocast=autocast, strided=strided)
-    batched = batching_rule(op, rows, row_outputs)
-    torch.library.register_vmap(
-        f"genfast::{name}", lambda info, in_dims, *args: batched(info.batch_size, in_dims, *args), lib=library
-    )
-    kernel = launch if strided else contiguous(launch)
+    op = add(name, allocate, launch, autocast=autocast)
+    rule = batching_rule(op)
+
+    def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        out = rule(info.batch_size, in_dims, *args)
+        return out, 0 if isinstance(out, Tensor) else (0,) * len(out)
+
+    torch.library.register_vmap(f"genfast::{name}", batched, lib=library)
+    kernel = contiguous(launch)
 
     def call(*args: Any) -> Any:
         first: Tensor = args[0]
@@ -87,8 +82,8 @@ def add(
     library.define(f"{name}({taken}) -> {returned}", tags=(torch.Tag.pt2_compliant_tag,))
     kernel = launch if strided else contiguous(launch)
     for key in ("CPU", "CUDA"):
-        library.impl(name, _filled(kernel), key)
-    torch.library.register_fake(f"genfast::{name}", _filled(allocate), lib=library)
+        library.impl(name, filled(kernel), key)
+    torch.library.register_fake(f"genfast::{name}", filled(allocate), lib=library)
     op = getattr(torch.ops.genfast, name).default
     if autocast:
         for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
@@ -96,7 +91,9 @@ def add(
     return op
 
 
-def _filled(function: Callable[..., Any]) -> Callable[..., Any]:
+def filled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with an empty tensor for each result that it leaves out: an op returns tensors only."""
+
     def call(*args: Any) -> Any:
         out = function(*args)
         if isinstance(out, Tensor):
@@ -164,11 +161,15 @@ def _autocast_rule(op: Any, device: str, key: str) -> Callable[..., Any]:
     return rule
 
 
-def batching_rule(op: Any, rows: Sequence[str], row_outputs: bool) -> Callable[..., Any]:
-    """A rule for vmap: (batch size, batch dimension of each argument, *arguments) to outputs and their dimensions."""
+def batching_rule(op: Any, rows: Sequence[str] = (), row_outputs: bool = False) -> Callable[..., Any]:
+    """A rule for vmap: (batch size, batch dimension of each argument, *arguments) to outputs, batched in front.
+
+    If only arguments in `rows`, those whose first dimension is the row, are batched, the batch is folded into the rows,
+    and the op runs once; otherwise it runs once a batch entry. Folding needs outputs whose first dimension is the row.
+    """
     names = [a.name for a in op._schema.arguments]
 
-    def rule(size: int, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    def rule(size: int, in_dims: Sequence[int | None], *args: Any) -> Any:
         if row_outputs and all(d is None or n in rows for n, d in zip(names, in_dims, strict=True)):
             folded = [
                 a if n not in rows or a is None else _fold(a, d, size)
@@ -184,7 +185,7 @@ def batching_rule(op: Any, rows: Sequence[str], row_outputs: bool) -> Callable[.
                 for i in range(size)
             ]
             outputs = [torch.stack(t) for t in zip(*entries, strict=True)]
-        return (outputs[0], 0) if len(op._schema.returns) == 1 else (tuple(outputs), (0,) * len(outputs))
+        return outputs[0] if len(op._schema.returns) == 1 else tuple(outputs)
 
     return rule
 
@@ -192,6 +193,11 @@ def batching_rule(op: Any, rows: Sequence[str], row_outputs: bool) -> Callable[.
 def _fold(a: Tensor, dim: int | None, size: int) -> Tensor:
     a = a.expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
     return a.reshape(size * a.shape[1], *a.shape[2:])
+
+
+def like(x: Tensor) -> Tensor:
+    """A new contiguous tensor of the shape, dtype and device of x (twice as fast as `x.new_empty(x.shape)`)."""
+    return torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
 
 
 def as_tuple(out: Any) -> tuple[Any, ...]:

@@ -4,25 +4,14 @@ import torch
 from torch import Tensor
 
 from genfast import ops
-from genfast._backend import use_reference
-from genfast._tracing import has_values
-from genfast.ops.rbm import rbm_contrast, state_product
+from genfast.ops.rbm import parameter_gradients, rbm_contrast, state_product
 
 
 @torch.no_grad()
-def contrast_grad_(
-    v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, grads: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def contrast_grad_(v: Tensor, weights: Tensor, W: Tensor, hbias: Tensor, grads: tuple[Tensor, Tensor, Tensor]) -> None:
     """Write the gradients of `contrast` in W, vbias and hbias over the contents of `grads`."""
-    grad_W, grad_vbias, grad_hbias = grads
-    if use_reference(v) or not has_values(v):
-        p = torch.addmm(hbias, v, W).sigmoid_()
-        torch.mm((v * -weights[:, None]).t(), p, out=grad_W)
-    else:
-        p = state_product(v, W, init=hbias).sigmoid_()
-        state_product(v, p, scale=weights, out=grad_W)
-    torch.mv(p.t(), weights, out=grad_hbias).neg_()
-    torch.mv(v.t(), weights, out=grad_vbias).neg_()
+    p = state_product(v, W, init=hbias).sigmoid_()
+    parameter_gradients(v, p, weights, grads)
 
 
 def contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:

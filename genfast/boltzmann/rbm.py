@@ -465,7 +465,7 @@ class RBM(Module):
             grads.append(torch.empty_like(p) if p.grad is None or not p.requires_grad else p.grad)
         rows = torch.cat([v_data.reshape(-1, self.n_visible), v_model])
         weights = self._mean_weights(rows.shape[0] - v_model.shape[0], v_model.shape[0])
-        contrast_grad_(rows, weights, *parameters, (grads[0], grads[1], grads[2]))
+        contrast_grad_(rows, weights, parameters[0], parameters[2], (grads[0], grads[1], grads[2]))
         return v_model
 
     def _mean_weights(self, n_data: int, n_model: int) -> Tensor:

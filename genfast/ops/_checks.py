@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfast._register import autocast_to_float32
+from genfast._register import HALF, autocast_to_float32
 
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_FLOATING = (torch.float32, torch.float64, *HALF)
 
 
 def tensor(name: str, x: Any) -> None:
@@ -39,7 +39,7 @@ def same_dtype_and_device(like: Tensor, first: str, **tensors: Any) -> None:
 
 
 def _raised(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def shape(name: str, x: Tensor, want: Sequence[int | None], meaning: str, *values: object) -> None:
@@ -75,13 +75,6 @@ def accumulate_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def like(x: Tensor) -> Tensor:
-    """A new contiguous tensor of the shape, dtype and device of x (twice as fast as `x.new_empty(x.shape)`)."""
-    return torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
-
-
 def sums(x: Tensor) -> Tensor:
     """A new tensor for one sum over each row of x `[N, ...]`."""
-    # an int: a torch.Size costs a microsecond more
-    n = x.shape[0]
-    return x.new_empty(n, dtype=torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x.new_empty(n)
+    return x.new_empty(x.shape[0], dtype=accumulate_dtype(x))  # an int: a torch.Size costs a microsecond more

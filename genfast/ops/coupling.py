@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._differentiable import differentiable
-from genfast._register import autocast_to_float32
+from genfast._register import HALF, autocast_to_float32, like
 from genfast.ops import _checks as check
 from genfast.reference import coupling as reference
 from genfast.reference.coupling import LAYOUTS, SCALE_MAPS
@@ -20,7 +20,7 @@ def _outputs(
     x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, layout: int, map: int, clamp: float,
     offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return check.like(x), check.sums(x)
+    return like(x), check.sums(x)
 
 
 def _near(t: Tensor | None) -> Tensor | None:
@@ -33,7 +33,7 @@ def _near(t: Tensor | None) -> Tensor | None:
 def _forward(
     x: Tensor, shift: Tensor | None, scale: Tensor | None, params: Tensor | None, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    y, log_det = check.like(x), check.sums(x)
+    y, log_det = _outputs(x, shift, scale, params, *constants)
     if x.numel() == 0:
         return y, log_det.zero_()
     _native.coupling_forward(_near(x), _near(shift), _near(scale), _near(params), *constants, y, log_det)
@@ -46,13 +46,8 @@ def _gradients(
     grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Tensor | None, params: Tensor | None, layout: int,
     map: int, clamp: float, offset: float, min_scale: float, gain: float, limit: float, inverse: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    shift = check.like(kept) if inverse and params is None else None
-    return (
-        check.like(kept),
-        shift,
-        None if scale is None else check.like(scale),
-        params if params is None else check.like(params),
-    )
+    shift = like(kept) if inverse and params is None else None
+    return like(kept), shift, None if scale is None else like(scale), None if params is None else like(params)
 
 
 def _backward(
@@ -98,22 +93,18 @@ def _reference(x: Tensor, shift: Any, scale: Any, params: Any, *constants: Any) 
 
 def _backward_reference(
     grad_y: Tensor, grad_log_det: Tensor, kept: Tensor, scale: Any, params: Any, *constants: Any
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """The adjoint in differentiable operations, with the reference's log s."""
-    inverse, dtype = constants[-1], kept.dtype
-    layout = LAYOUTS[constants[0]]
-    wide = check.accumulate_dtype(kept)
-    raw = (reference.split_params(params, layout)[1] if scale is None else scale).to(wide)
-    g, x, l_row = grad_y.to(wide), kept.to(wide), grad_log_det.unsqueeze(-1)
+    layout, inverse = LAYOUTS[constants[0]], constants[-1]
+    raw = reference.split_params(params, layout)[1] if scale is None else scale
+    l_row = grad_log_det.unsqueeze(-1)
     log_s, pull_back, *_ = torch.func.vjp(lambda t: _log_scale(t, constants), raw)
-    grad_x = g * torch.exp(-log_s if inverse else log_s)
-    grad_shift = -grad_x if inverse else g
-    (grad_scale,) = pull_back(-(g * x + l_row) if inverse else grad_x * x + l_row)
-    empty = kept.new_empty(0)
+    grad_x = grad_y * torch.exp(-log_s if inverse else log_s)
+    grad_shift = -grad_x if inverse else grad_y
+    (grad_scale,) = pull_back(-(grad_y * kept + l_row) if inverse else grad_x * kept + l_row)
     if params is None:
-        return grad_x.to(dtype), grad_shift.to(dtype) if inverse else empty, grad_scale.to(dtype), empty
-    grad_params = reference.join_params(grad_shift, grad_scale, layout)
-    return grad_x.to(dtype), empty, empty, grad_params.to(dtype)
+        return grad_x, grad_shift if inverse else None, grad_scale, None
+    return grad_x, None, None, reference.join_params(grad_shift, grad_scale, layout)
 
 
 _op = differentiable(
@@ -160,6 +151,7 @@ def _constants(
     )
 
 
+# What `_constants` gives for a scale map alone, checked once.
 _USUAL: dict[str, tuple[int, float, float, float, float, float]] = {}
 _USUAL |= {name: _constants(name, None, None, None, None, 40.0) for name in _MAPS}
 
@@ -297,5 +289,5 @@ def additive_coupling(x: Tensor, shift: Tensor, *, inverse: bool = False) -> tup
     check.same_dtype_and_device(x, "x", shift=shift)
     _same_shape("shift", shift, x)
     if autocast_to_float32(x):
-        x, shift = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, shift))
+        x, shift = (t.float() if t.dtype in HALF else t for t in (x, shift))
     return reference.additive_coupling(x, shift, inverse=inverse)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genfast import _native
 from genfast._differentiable import differentiable
+from genfast._register import like
 from genfast.ops import _checks as check
 from genfast.reference import planar as reference
 
@@ -18,7 +19,7 @@ def _outputs(
     input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     a = input.new_empty(w.shape[0], input.shape[0], dtype=check.accumulate_dtype(input)) if save else None
-    return check.like(input), check.sums(input), a
+    return like(input), check.sums(input), a
 
 
 def _forward(input: Tensor, w: Tensor, u: Tensor, b: Tensor, inverse: bool, save: bool) -> tuple[Tensor | None, ...]:
@@ -31,7 +32,7 @@ def _gradients(
     input: Tensor, output: Tensor | None, a: Tensor | None, w: Tensor, u: Tensor, b: Tensor, grad_output: Tensor,
     grad_log_det: Tensor, inverse: bool, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return check.like(input), check.like(w), check.like(u), check.like(b)
+    return like(input), like(w), like(u), like(b)
 
 
 def _backward(

@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from genfast._differentiable import differentiable
+from genfast._register import like
 from genfast.ops import _checks as check
 from genfast.reference import radial as reference
 
 
 def _outputs(input: Tensor, center: Tensor, alpha: Tensor, beta: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    return check.like(input), check.sums(input)
+    return like(input), check.sums(input)
 
 
 _op = differentiable(

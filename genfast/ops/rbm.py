@@ -1,5 +1,6 @@
 """Restricted Boltzmann machines: many Gibbs sweeps in one call, and the free energy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,14 +9,15 @@ from torch import Tensor
 from genfast import _native
 from genfast._backend import use_reference
 from genfast._differentiable import differentiable
-from genfast._register import define, is_plain
+from genfast._register import HALF, define, is_plain, like
+from genfast._tracing import has_values
 from genfast.ops import _checks as check
 from genfast.reference import rbm as reference
 
 _STATES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
 )  # fmt: skip
-_NOT_FINITE, _NOT_BINARY, _BAD_BETA = 1, 2, 4  # bits of the kernel's status
+_NOT_BINARY = 2  # a bit of the kernel's status: see RbmStatus in rbm.h
 
 # --- Gibbs sampling ---------------------------------------------------------------------------------------------------
 
@@ -28,7 +30,7 @@ def _outputs(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, beta: Tensor, clamp: Tensor | None, seed: Tensor, n_steps: int,
     first_chain: int, first_step: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return check.like(v), v.new_empty(v.shape[0], W.shape[1])
+    return like(v), v.new_empty(v.shape[0], W.shape[1])
 
 
 def _gibbs(
@@ -243,10 +245,11 @@ def rbm_gibbs(
         (torch.Size([128, 784]), torch.Size([128, 500]))
     """
     rows, batch = _machine(v, W, vbias, hbias)
-    if n_steps < 1 or first_chain < 0 or first_step < 0:
-        given = {"n_steps": (n_steps, 1), "first_chain": (first_chain, 0), "first_step": (first_step, 0)}
-        name, (number, least) = next((k, v) for k, v in given.items() if v[0] < v[1])
-        raise ValueError(f"{name}: got {number}, want at least {least}")
+    for name, number, least in (
+        ("n_steps", n_steps, 1), ("first_chain", first_chain, 0), ("first_step", first_step, 0),
+    ):  # fmt: skip
+        if number < least:
+            raise ValueError(f"{name}: got {number}, want at least {least}")
     plain = not torch.compiler.is_compiling() and v.is_cpu and is_plain((v, W, vbias, hbias))
     if plain and clamp is None and isinstance(beta, _NUMBER) and not use_reference(v):
         betas = _ONE if beta == 1 else v.new_full((1,), float(beta), dtype=torch.float32)
@@ -254,9 +257,7 @@ def rbm_gibbs(
         key = torch.randint(*_SEEDS, device=_CPU) if drawn else _seed(seed, generator, v)
         if not (rows.is_contiguous() and W.is_contiguous() and vbias.is_contiguous() and hbias.is_contiguous()):
             rows, W, vbias, hbias = rows.contiguous(), W.contiguous(), vbias.contiguous(), hbias.contiguous()
-        small = W.dtype == rows.dtype == torch.float32 and len(rows) * n_steps * W.numel() <= _SLICE
-        run = _slice if small else _gibbs
-        out_v, out_h = run(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
+        out_v, out_h = _gibbs(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
         return (out_v, out_h) if v.dim() == 2 else (out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1]))
     betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v)
     parameters = [t.detach() if t.requires_grad else t for t in (rows, W, vbias, hbias)]
@@ -286,13 +287,32 @@ def state_product(
     if (
         right.shape[1] > _DENSE
         and left.dtype == torch.float32
-        and not left.is_cuda
+        and left.is_cpu
+        and has_values(left)
+        and not use_reference(left)
         and _native.rbm_sparse_product(left, right, scale, init, transposed, out)
     ):
         return out
     if scale is not None:
         return torch.mm((left * -scale[:, None]).t(), right, out=out)
     return torch.mm(left, right, out=out) if init is None else torch.addmm(init, left, right, out=out)
+
+
+def parameter_gradients(
+    v: Tensor, p: Tensor, weights: Tensor, out: Sequence[Tensor | None] = (None, None, None)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of weights . F(v) in W, vbias and hbias, from p = P(h = 1 | v), over what `out` holds.
+
+    With F = -a.v - sum softplus(b + vW) they are -(weights v)^T p, -v^T weights and -p^T weights.
+    """
+    minus = -weights
+    of_W = state_product(v, p, scale=weights, out=out[0])
+    return of_W, torch.mv(v.t(), minus, out=out[1]), torch.mv(p.t(), minus, out=out[2])
+
+
+def _visible_gradient(W: Tensor, vbias: Tensor, p: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of weights . F(v) in v: -weights (a + p W^T), row by row."""
+    return torch.addmm(vbias, p, W.t()).mul_(-weights[:, None])
 
 
 # p = P(h = 1 | v) comes out of the forward for the backward's use.
@@ -310,20 +330,18 @@ def _energy_gradients(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, p: Tensor, grad_energy: Tensor, need_v: bool, need_W: bool,
     need_vbias: bool, need_hbias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    of_v = check.like(v) if need_v else None
+    of_v = like(v) if need_v else None
     if not (need_W or need_vbias or need_hbias):
         return of_v, None, None, None
-    return of_v, check.like(W), check.like(vbias), check.like(hbias)
+    return of_v, like(W), like(vbias), like(hbias)
 
 
 def _energy_backward(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, p: Tensor, grad_energy: Tensor, *needs: bool
 ) -> tuple[Tensor | None, ...]:
-    minus = -grad_energy
-    of_v = torch.addmm(vbias, p, W.t()).mul_(minus[:, None]) if needs[0] else None
-    if not any(needs[1:]):
-        return of_v, None, None, None
-    return of_v, state_product(v, p, scale=grad_energy), minus @ v, minus @ p
+    of_v = _visible_gradient(W, vbias, p, grad_energy) if needs[0] else None
+    of_parameters = parameter_gradients(v, p, grad_energy) if any(needs[1:]) else (None, None, None)
+    return of_v, *of_parameters
 
 
 _energy_op = differentiable(
@@ -370,7 +388,7 @@ def rbm_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tenso
     elif v.dtype != W.dtype:
         check.same_dtype_and_device(W, "W", v=v)
     arguments = (rows, W, vbias, hbias)
-    if W.dtype in (torch.float16, torch.bfloat16):
+    if W.dtype in HALF:
         arguments = (rows.float(), W.float(), vbias.float(), hbias.float())
     out: Tensor | tuple[Tensor, ...] = _energy_op(*arguments)
     energy = out if isinstance(out, Tensor) else out[0]
@@ -383,33 +401,29 @@ def rbm_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tenso
 def _contrasts(
     v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = [t.new_empty(t.shape) for t in (W, vbias, hbias)]
-    return v.new_empty(()), v.new_empty(v.shape[:1]), like[0], like[1], like[2]
+    return v.new_empty(()), v.new_empty(v.shape[:1]), like(W), like(vbias), like(hbias)
 
 
 def _contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, ...]:
     energy, p = _energy(v, W, vbias, hbias)
-    gradients = (state_product(v, p, scale=weights), -(weights @ v), -(weights @ p))
-    return (energy @ weights, energy, *gradients)
+    return (energy @ weights, energy, *parameter_gradients(v, p, weights))
 
 
 def _contrast_gradients(
     v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, energy: Tensor, of_W: Tensor, of_vbias: Tensor,
-    of_hbias: Tensor, grad_loss: Tensor, need_v: bool, need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    like = [t.new_empty(t.shape) for t in (weights, W, vbias, hbias)]
-    return v.new_empty(v.shape if need_v else (0, 0)), like[0], like[1], like[2], like[3]
+    of_hbias: Tensor, grad_loss: Tensor, need_v: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return like(v) if need_v else None, like(weights), like(W), like(vbias), like(hbias)
 
 
 def _contrast_backward(
     v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, energy: Tensor, of_W: Tensor, of_vbias: Tensor,
-    of_hbias: Tensor, grad_loss: Tensor, need_v: bool, need_weights: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    of_hbias: Tensor, grad_loss: Tensor, need_v: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    of_v = None
     if need_v:
-        p = torch.addmm(hbias, v, W).sigmoid_()
-        of_v = torch.addmm(vbias, p, W.t()).mul_((weights * -grad_loss)[:, None])
-    else:
-        of_v = v.new_empty(0, 0)
+        p = state_product(v, W, init=hbias).sigmoid_()
+        of_v = _visible_gradient(W, vbias, p, weights * grad_loss)
     return (of_v, *(grad_loss * t for t in (energy, of_W, of_vbias, of_hbias)))
 
 

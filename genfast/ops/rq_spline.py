@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genfast._differentiable import differentiable
-from genfast._register import autocast_to_float32
+from genfast._register import HALF, autocast_to_float32, like
 from genfast.ops import _checks as check
 from genfast.reference import rq_spline as reference
 
@@ -20,8 +20,7 @@ def _outputs(
     x: Tensor, widths: Tensor | None, heights: Tensor | None, slopes: Tensor | None, params: Tensor | None,
     inner: int, bound: float, min_width: float, min_height: float, min_slope: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    return check.like(x), x.new_empty(x.shape, dtype=torch.float32) if half else check.like(x)
+    return like(x), x.new_empty(x.shape, dtype=torch.float32) if x.dtype in HALF else like(x)
 
 
 def _reference(
