@@ -7,6 +7,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp
 
 from tests.harness.spec import (
+    HALF,
     OpSpec,
     RecordOps,
     cotangents_of,
@@ -112,6 +113,26 @@ class TransformTests:
                 assert all(o.tangent is not None for o in out)
                 results.append([t.detach() for o in out for t in o])
         self._same(*results, 10 * max(tolerance(spec.name, torch.float64, gradient=True), 1e-12), "dual numbers")
+
+    @needs_gradients
+    @pytest.mark.parametrize("dtype", HALF, ids=["float16", "bfloat16"])
+    def test_dual_numbers_of_half_types(self, native, variant, dtype):
+        """Forward mode gives what the op gives: computed in float32, and in the op's dtypes."""
+        spec = self.spec
+        case = (spec.half_cases or spec.cases)[0]
+        tensors, tangents = spec.inputs(case, dtype), spec.inputs(case, dtype, seed=3)
+        want = spec.function(**tensors, **variant)
+        exact = {k: v.double() for k, v in tensors.items()}
+        _, want_tangents = jvp(
+            lambda t: tuple(spec.reference(**t, **variant)), (exact,), ({k: v.double() for k, v in tangents.items()},)
+        )
+        with forward_ad.dual_level():
+            duals = {k: forward_ad.make_dual(v, tangents[k]) for k, v in tensors.items()}
+            got = [forward_ad.unpack_dual(o) for o in spec.function(**duals, **variant)]
+        for (primal, tangent), a, b in zip(got, want, want_tangents, strict=True):
+            assert primal.dtype == tangent.dtype == a.dtype
+            assert relative_error(primal, a) <= tolerance(spec.name, dtype)
+            assert relative_error(tangent, b) <= tolerance(spec.name, dtype, gradient=True)
 
     def test_vmap(self, native, variant):
         spec = self.spec

@@ -31,9 +31,9 @@ class ValueTests:
         self._compare(self.spec, self.spec.inputs(case, dtype, backend.device), variant, dtype)
 
     @pytest.mark.parametrize("dtype", HALF, ids=["float16", "bfloat16"])
-    def test_half_types(self, kernels, variant, dtype):
+    def test_half_types(self, backend, variant, dtype):
         case = (self.spec.half_cases or self.spec.cases)[0]
-        tensors = self.spec.inputs(case, dtype, kernels.device)
+        tensors = self.spec.inputs(case, dtype, backend.device)
         self._compare(self.spec, tensors, variant, dtype)
         for out, kind in zip(self.spec.function(**tensors, **variant), self.spec.outputs, strict=True):
             assert out.dtype == (dtype if kind in ("rows", "states") else torch.float32), (
