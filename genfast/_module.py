@@ -50,8 +50,12 @@ class Configured(Module):
 
     def get_extra_state(self) -> Tensor:
         """The options, encoded."""
-        options = json.dumps({"type": type(self).__name__, **self.saved_options()}, sort_keys=True, default=repr)
-        return torch.tensor(list(options.encode("ascii")), dtype=torch.float32, device="cpu")
+        options = {"type": type(self).__name__, **self.saved_options()}
+        width = getattr(self, "context_features", None)
+        if width is not None:  # without a context, the options are those of versions that knew none
+            options["context_features"] = width
+        encoded = json.dumps(options, sort_keys=True, default=repr).encode("ascii")
+        return torch.tensor(list(encoded), dtype=torch.float32, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing: `_load_from_state_dict` compares."""

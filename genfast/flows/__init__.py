@@ -1,5 +1,7 @@
 """Normalizing flows: x = f_K(... f_1(z)) of simple noise z, with the density of x."""
 
+from genfast.flows._distribution import FlowDistribution
+from genfast.flows._transform import Transform
 from genfast.flows.base import StandardNormal, TorchDistribution
 from genfast.flows.coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from genfast.flows.flow import Flow
@@ -13,11 +15,13 @@ __all__ = [
     "AffineCoupling",
     "Coupling",
     "Flow",
+    "FlowDistribution",
     "Permutation",
     "Planar",
     "SplineCoupling",
     "StandardNormal",
     "TorchDistribution",
+    "Transform",
     "alternating_mask",
     "half_mask",
 ]

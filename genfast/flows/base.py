@@ -30,6 +30,7 @@ class StandardNormal(Configured):
         torch.Size([5, 3])
     """
 
+    event_dim = 1
     like: Tensor
 
     def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -101,6 +102,7 @@ class TorchDistribution(Configured):
         registered = itertools.chain(self.named_parameters(recurse=False), self.named_buffers(recurse=False))
         self._initial = {name: t.detach().clone() for name, t in registered if has_values(t)}
         self._skeleton = _rebuilt(distribution, dict.fromkeys(found))
+        self.event_dim = len(distribution.event_shape) or None  # None: Flow.log_prob says what is wrong
 
     @property
     def distribution(self) -> Distribution:

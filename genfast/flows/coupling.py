@@ -13,10 +13,11 @@ from genfast._arguments import floating, integer, number
 from genfast._module import Configured, reset
 from genfast.flows._index import IndexModule
 from genfast.flows._outside import warn_outside
+from genfast.flows._transform import Transform, common_context
 from genfast.flows.nets import MLP
 
 
-class Coupling(IndexModule, Configured):
+class Coupling(IndexModule, Configured, Transform):
     """The common part of the coupling layers: x_kept = z_kept, x_moved = g(z_moved; conditioner(z_kept)).
 
     A subclass gives `n_params_per_dim` and `transform(moved, params, inverse) -> (moved, log_det)`.
@@ -30,6 +31,8 @@ class Coupling(IndexModule, Configured):
         conditioner: any module `[..., n_kept]` to `[..., n_moved * n_params_per_dim]`; by default an `MLP` that starts
             the layer as the identity.
         hidden: hidden layer sizes of the default conditioner.
+        context_features: width of the context `[..., context_features]` that the conditioner takes as its second
+            argument; by default what the given conditioner says of itself.
         device: of the buffers and the default conditioner.
         dtype: of the default conditioner.
 
@@ -50,6 +53,7 @@ class Coupling(IndexModule, Configured):
         conditioner: nn.Module | None = None,
         *,
         hidden: Sequence[int] = (64, 64),
+        context_features: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -64,9 +68,17 @@ class Coupling(IndexModule, Configured):
         self._register(values, torch.tensor(values, dtype=torch.bool, device=device))
         self.default_conditioner = conditioner is None
         if conditioner is None:
-            conditioner = MLP(self.n_kept, hidden, self.n_moved * self.n_params_per_dim, device=device, dtype=dtype)
+            conditioner = MLP(
+                self.n_kept,
+                hidden,
+                self.n_moved * self.n_params_per_dim,
+                context_features=context_features,
+                device=device,
+                dtype=dtype,
+            )
             self._init_identity(conditioner[-1])
         self.conditioner = conditioner
+        self.context_features = common_context(conditioner, given=context_features)
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""
@@ -82,13 +94,13 @@ class Coupling(IndexModule, Configured):
         if self.default_conditioner:
             self._init_identity(self.conditioner[-1])  # type: ignore[index]
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map z `[..., D]` to (x `[..., D]`, log_det `[...]`)."""
-        return self._apply_map("z", z, inverse=False)
+        return self._apply_map("z", z, context, inverse=False)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x `[..., D]` to (z `[..., D]`, log_det `[...]`)."""
-        return self._apply_map("x", x, inverse=True)
+        return self._apply_map("x", x, context, inverse=True)
 
     def transform(self, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Map the moved part `[..., n_moved]` with params `[..., n_moved * n_params_per_dim]`."""
@@ -97,8 +109,9 @@ class Coupling(IndexModule, Configured):
     def _init_identity(self, last: nn.Module) -> None:
         """Set the bias of the default conditioner's last layer so that the layer starts as the identity."""
 
-    def _apply_map(self, name: str, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _apply_map(self, name: str, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         floating(name, x, self.n_kept + self.n_moved)
+        context = self.check_context(x, context)
         halves, order = None, self.order
         if self._follow():
             halves, kept_at, moved_at = self._halves, self.kept, self.moved
@@ -111,7 +124,7 @@ class Coupling(IndexModule, Configured):
             moved, kept = x[..., : self.n_moved], x[..., self.n_moved :]
         else:
             kept, moved = x.index_select(-1, kept_at), x.index_select(-1, moved_at)
-        params = self.conditioner(kept)
+        params = self.conditioner(kept) if context is None else self.conditioner(kept, context)
         n_params = self.n_moved * self.n_params_per_dim
         if params.shape != (*x.shape[:-1], n_params):
             raise ValueError(
@@ -166,6 +179,8 @@ class AffineCoupling(Coupling):
         scale_map: see `genfast.ops.affine_coupling`; "tanh" keeps |log s| below its clamp (2 by default).
         scale_options: constants of the scale map, as `genfast.ops.affine_coupling` takes them.
         hidden: hidden layer sizes of the default conditioner.
+        context_features: width of the context `[..., context_features]` that the conditioner takes as its second
+            argument; by default what the given conditioner says of itself.
         device: of the buffers and the default conditioner.
         dtype: of the default conditioner.
 
@@ -191,10 +206,13 @@ class AffineCoupling(Coupling):
         scale_map: str = "tanh",
         scale_options: Mapping[str, Any] | None = None,
         hidden: Sequence[int] = (64, 64),
+        context_features: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(mask, conditioner, hidden=hidden, device=device, dtype=dtype)
+        super().__init__(
+            mask, conditioner, hidden=hidden, context_features=context_features, device=device, dtype=dtype
+        )
         self.scale_map = scale_map
         self.scale_options: dict[str, Any] = dict(scale_options or {})
 
@@ -221,6 +239,8 @@ class AdditiveCoupling(Coupling):
         mask: bool `[D]`, True where a dimension is transformed.
         conditioner: module `[..., n_kept]` to `[..., n_moved]`; by default an MLP.
         hidden: hidden layer sizes of the default conditioner.
+        context_features: width of the context `[..., context_features]` that the conditioner takes as its second
+            argument; by default what the given conditioner says of itself.
         device: of the buffers and the default conditioner.
         dtype: of the default conditioner.
 
@@ -256,6 +276,8 @@ class SplineCoupling(Coupling):
         min_bin_height: least height of a bin, as a fraction of the interval.
         min_derivative: least slope at a knot.
         hidden: hidden layer sizes of the default conditioner.
+        context_features: width of the context `[..., context_features]` that the conditioner takes as its second
+            argument; by default what the given conditioner says of itself.
         device: of the buffers and the default conditioner.
         dtype: of the default conditioner.
 
@@ -282,6 +304,7 @@ class SplineCoupling(Coupling):
         min_bin_height: float = 1e-3,
         min_derivative: float = 1e-3,
         hidden: Sequence[int] = (64, 64),
+        context_features: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -292,7 +315,9 @@ class SplineCoupling(Coupling):
         self.min_bin_height = number("min_bin_height", min_bin_height, 0, 1 / n_bins)
         self.min_derivative = number("min_derivative", min_derivative, 0, math.nextafter(1, 0))
         self.seen_inputs: set[str] = set()
-        super().__init__(mask, conditioner, hidden=hidden, device=device, dtype=dtype)
+        super().__init__(
+            mask, conditioner, hidden=hidden, context_features=context_features, device=device, dtype=dtype
+        )
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""

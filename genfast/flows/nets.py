@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genfast._arguments import integer
 from genfast._module import Configured
+from genfast.flows._transform import needed_context
 
 
 class MLP(Configured, nn.Sequential):
@@ -19,12 +20,13 @@ class MLP(Configured, nn.Sequential):
         hidden: sizes of the hidden layers.
         n_out: output features.
         activation: class of the activation.
+        context_features: width of a context `[..., context_features]`, which joins the input as `net(x, context)`.
         zero_init: start the last layer at zero, so that a coupling layer starts as the identity.
         device: of the parameters.
         dtype: of the parameters.
 
     Raises:
-        ValueError: a size is not a positive integer.
+        ValueError: a size is not a positive integer, or a call gives another context than the network takes.
 
     Example:
         >>> MLP(1, (64, 64), 2)(torch.zeros(5, 1)).shape
@@ -37,6 +39,7 @@ class MLP(Configured, nn.Sequential):
         hidden: Sequence[int],
         n_out: int,
         *,
+        context_features: int | None = None,
         activation: type[nn.Module] = nn.ReLU,
         zero_init: bool = True,
         device: torch.device | str | None = None,
@@ -45,13 +48,24 @@ class MLP(Configured, nn.Sequential):
         sizes = [n_in, *hidden, n_out]
         for i, size in enumerate(sizes):
             integer(f"size {i} of {sizes}", size)
+        if context_features is not None:
+            sizes[0] += integer("context_features", context_features)
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes[:-1]):
             layers += [nn.Linear(a, b, device=device, dtype=dtype), activation()]
         super().__init__(*layers, nn.Linear(sizes[-2], n_out, device=device, dtype=dtype))
+        self.context_features = context_features
         self.activation = activation
         self.zero_init = zero_init
         self._zero_last()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map x `[..., n_in]`, and the context where there is one, to `[..., n_out]`."""
+        if context is not None or self.context_features is not None:
+            x = torch.cat([x, needed_context(context, self.context_features, x.shape[:-1], "MLP")], -1)
+        for layer in self:
+            x = layer(x)
+        return x
 
     def saved_options(self) -> dict[str, Any]:
         """The activation."""

@@ -8,9 +8,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from genfast._arguments import integer, real
 from genfast.flows._index import IndexModule
+from genfast.flows._transform import Transform
 
 
-class Permutation(IndexModule):
+class Permutation(IndexModule, Transform):
     """Reorder the dimensions: x_i = z_perm(i), log|det| = 0.
 
     Args:
@@ -66,16 +67,17 @@ class Permutation(IndexModule):
         """Sizes, for the printed module."""
         return f"dim={len(self.permutation)}"
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map z `[..., D]` to (x, log_det = 0)."""
-        return self._reorder("z", z, inverse=False)
+        return self._reorder("z", z, context, inverse=False)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x `[..., D]` to (z, log_det = 0)."""
-        return self._reorder("x", x, inverse=True)
+        return self._reorder("x", x, context, inverse=True)
 
-    def _reorder(self, name: str, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _reorder(self, name: str, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         real(name, x, self.permutation.shape[-1])
+        self.check_context(x, context)
         order = self.permutation
         if inverse:
             order = self.inverse_permutation if self._follow() else torch.argsort(order)

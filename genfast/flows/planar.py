@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from genfast import ops
 from genfast._arguments import floating, integer
-from genfast._module import Module
+from genfast.flows._transform import Transform
 
 
-class Planar(Module):
+class Planar(Transform):
     r"""A stack of planar layers f_k(z) = z + u_k tanh(w_k . z + b_k), all evaluated in one kernel.
 
     .. math::
@@ -73,12 +73,14 @@ class Planar(Module):
         """u_hat = u + (softplus(w.u) - 1 - w.u) w / |w|^2, `[n_layers, dim]`; safe for any finite w and u."""
         return ops.planar_constrain_u(self.w, self.u)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map z `[..., dim]` to (x `[..., dim]`, log_det `[...]`)."""
         floating("z", z, self.dim)
+        self.check_context(z, context)
         return ops.planar_flow(z, self.w, self.constrained_u(), self.b)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x `[..., dim]` to (z `[..., dim]`, log_det `[...]`)."""
         floating("x", x, self.dim)
+        self.check_context(x, context)
         return ops.planar_flow_inverse(x, self.w, self.constrained_u(), self.b)

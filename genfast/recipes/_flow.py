@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genfast import data
 from genfast._errors import RunError
 from genfast._errors import option as named
-from genfast.flows import Flow, StandardNormal
+from genfast.flows import Flow, StandardNormal, Transform
 from genfast.recipes import _base, _pictures
 from genfast.recipes._options import Options, option
 
@@ -45,7 +45,7 @@ class FlowOptions(Options):
 O = TypeVar("O", bound=FlowOptions)  # noqa: E741
 
 
-class Standardize(nn.Module):
+class Standardize(Transform):
     """x = mean + std z: data of any scale behind a flow that lives near the origin; log|det| = sum log std.
 
     Args:
@@ -67,12 +67,14 @@ class Standardize(nn.Module):
         std = (rows.var(0, correction=0) + width**2 / 12).sqrt()
         self.std.copy_(torch.where(std > 1e-7 * rows.abs().amax(0).clamp(min=1e-30), std, torch.ones_like(std)))
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map z `[..., dim]` to (x, log_det)."""
+        self.check_context(z, context)
         return torch.addcmul(self.mean, z, self.std), self.std.log().sum().expand(z.shape[:-1])
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x `[..., dim]` to (z, log_det)."""
+        self.check_context(x, context)
         return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[:-1])
 
 
