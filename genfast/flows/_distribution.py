@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +11,12 @@ from torch.distributions import Distribution, constraints
 
 from genfast._arguments import real
 
-if TYPE_CHECKING:
-    from genfast.flows.flow import Flow
-
 
 class FlowDistribution(Distribution):
     """The distribution of a flow's data, given a context where the flow takes one; see `Flow.to_distribution`.
 
     Args:
-        flow: shared, not copied.
+        flow: a `Flow`; shared, not copied.
         context: `[*batch_shape, C]`, or None.
         batch_shape: where there is no context: of the independent, equal distributions that `expand` asks for.
 
@@ -29,7 +26,7 @@ class FlowDistribution(Distribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (as torch writes it)
 
-    def __init__(self, flow: "Flow", context: Tensor | None = None, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(self, flow: Any, context: Tensor | None = None, batch_shape: Sequence[int] = ()) -> None:
         width = flow.context_features
         if context is None and width is not None:
             raise ValueError(f"context: got None, want [..., {width}] for the flow")
@@ -45,7 +42,7 @@ class FlowDistribution(Distribution):
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry the gradient of all parameters."""
-        return self.flow.reparametrised
+        return bool(self.flow.reparametrised)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -71,15 +68,18 @@ class FlowDistribution(Distribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Samples `[*sample_shape, *batch_shape, *event_shape]`, without a graph."""
-        return self.flow.sample(self._lead(sample_shape), self.context)
+        x: Tensor = self.flow.sample(self._lead(sample_shape), self.context)
+        return x
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Samples with a graph."""
-        return self.flow.rsample(self._lead(sample_shape), self.context)
+        x: Tensor = self.flow.rsample(self._lead(sample_shape), self.context)
+        return x
 
     def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
         """Samples and their log-density in one pass of the flow, as zuko's distributions have it."""
-        return self.flow.sample_and_log_prob(self._lead(sample_shape), self.context)
+        drawn: tuple[Tensor, Tensor] = self.flow.sample_and_log_prob(self._lead(sample_shape), self.context)
+        return drawn
 
     def _lead(self, sample_shape: Any) -> tuple[int, ...]:
         return tuple(sample_shape) if self.context is not None else (*sample_shape, *self.batch_shape)
