@@ -1,6 +1,5 @@
 """Monotone rational-quadratic splines: each direction and each gradient in one kernel."""
 
-import math
 from numbers import Real
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from genfast._differentiable import differentiable
 from genfast._register import HALF, autocast_to_float32, like
 from genfast.ops import _checks as check
+from genfast.ops import _shared_rows as shared
 from genfast.reference import rq_spline as reference
 
 
@@ -127,7 +127,7 @@ def rational_quadratic_spline(
     else:
         raise TypeError("params: got it and widths, heights or derivatives too, want one or the other")
     _check_options(x, bins, bound, tails, min_bin_width, min_bin_height, min_derivative, inverse)
-    numbers, rows, inner = _rows(x, given)
+    numbers, rows, inner = shared.flatten(x, given)
     parameters = (*rows, None) if params is None else (None, None, None, *rows)
     y, log_det = _op(
         numbers, *parameters, inner, float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative),
@@ -141,9 +141,9 @@ def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any) -> tuple[T
     if widths.dim() == 0 or widths.shape[-1] == 0:
         raise ValueError(f"widths: got shape {list(widths.shape)}, want [..., K] with K >= 1")
     bins = int(widths.shape[-1])
-    _check_shape("widths", widths, x, bins, "K")
-    _check_shape("heights", heights, x, bins, f"K = {bins} of widths")
-    _check_shape("derivatives", derivatives, x, None, f"at least K - 1 = {bins - 1}")
+    shared.check_shape("widths", widths, x, bins, "K")
+    shared.check_shape("heights", heights, x, bins, f"K = {bins} of widths")
+    shared.check_shape("derivatives", derivatives, x, None, f"at least K - 1 = {bins - 1}")
     if derivatives.shape[-1] < bins - 1:
         raise ValueError(f"derivatives: got {derivatives.shape[-1]} a number, want at least K - 1 = {bins - 1}")
     return widths, heights, derivatives
@@ -154,63 +154,8 @@ def _packed(x: Tensor, params: Any) -> tuple[tuple[Tensor, ...], int]:
     size = params.shape[-1] if params.dim() else 0
     if size % 3 != 2:
         raise ValueError(f"params: got shape {list(params.shape)}, want [..., 3 K - 1] with K >= 1")
-    _check_shape("params", params, x, size, f"{size}")
+    shared.check_shape("params", params, x, size, f"{size}")
     return (params,), (size + 1) // 3
-
-
-def _check_shape(name: str, p: Tensor, x: Tensor, count: int | None, meaning: str) -> None:
-    lead, want = p.shape[:-1], x.shape
-    ok = p.dim() > 0 and (count is None or p.shape[-1] == count) and len(lead) <= len(want)
-    if ok and lead != want:
-        ok = all(s in (1, w) for s, w in zip(lead, want[len(want) - len(lead) :], strict=True))
-    if not ok:
-        shape = ", ".join(map(str, [*want, meaning]))
-        raise ValueError(f"{name}: got shape {list(p.shape)}, want [{shape}], or what broadcasts to it")
-
-
-def _rows(x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], int]:
-    """Numbers `[G, M]`, parameters `[G, P, ...]` and the number of neighbours that share a row.
-
-    Of the dimensions of x, those that broadcast the parameters and those that do not alternate in blocks. The op takes
-    G (repeats) P (inner); where there are more blocks, parameters are expanded along the smallest.
-    """
-    shape = x.shape
-    first = parameters[0].shape[:-1]
-    if first == shape and all(p.shape[:-1] == first for p in parameters):  # each number has its own row
-        if len(shape) == 2:
-            return x, list(parameters), 1
-        n = x.numel()
-        return x.reshape(1, n), [p.reshape(1, n, p.shape[-1]) for p in parameters], 1
-    leads = [(1,) * (len(shape) + 1 - p.dim()) + tuple(p.shape[:-1]) for p in parameters]
-    blocks: list[list[Any]] = []  # [is shared, size, the dimensions]
-    for i, size in enumerate(shape):
-        if size == 1:
-            continue
-        shared = all(lead[i] == 1 for lead in leads)
-        if blocks and blocks[-1][0] == shared:
-            blocks[-1][1] *= size
-            blocks[-1][2].append(i)
-        else:
-            blocks.append([shared, size, [i]])
-    while len(blocks) > 3 and (len(blocks) > 4 or blocks[0][0]):
-        k = min((k for k, b in enumerate(blocks) if b[0]), key=lambda k: blocks[k][1])
-        around = blocks[max(k - 1, 0) : k + 2]
-        joined = [False, math.prod(b[1] for b in around), [i for b in around for i in b[2]]]
-        blocks[max(k - 1, 0) : k + 2] = [joined]
-    own = {i for b in blocks if not b[0] for i in b[2]}
-    kinds = [b[0] for b in blocks]
-    sizes = [b[1] for b in blocks]
-    inner = max(sizes.pop(), 1) if kinds and kinds[-1] else 1
-    rows = sizes.pop() if sizes else 1
-    if sizes:
-        sizes.pop()
-    groups = sizes.pop() if sizes else 1
-    lead_all = [size if i in own else 1 for i, size in enumerate(shape)]
-    flat = []
-    for p, lead in zip(parameters, leads, strict=True):
-        q = p if list(lead) == lead_all else p.expand(*lead_all, p.shape[-1])
-        flat.append(q.reshape(groups, rows, p.shape[-1]))
-    return x.reshape(groups, x.numel() // groups if groups else 0), flat, inner
 
 
 _BOUNDS = {

@@ -6,11 +6,11 @@
 
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "common/tile.h"
 #include "ops/rq_spline/rq_spline_arrays.h"
 #include "ops/rq_spline/rq_spline_math.h"
 #include "ops/rq_spline/rq_spline_shared.h"
 #include "ops/rq_spline/rq_spline_table.h"
-#include "ops/rq_spline/rq_spline_tile.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -174,40 +174,6 @@ Block<T> choose_block(int64_t bins, bool inverse, bool backward) {
     }
   }
   return block_of<0, T>(inverse, backward);
-}
-
-// One row of the buffer for each of `repeats` numbers that share a row of parameters, and the sum of their gradients.
-template <class T, class S>
-GF_NOINLINE void copy_in(T* to, const S* from, int64_t stride, int64_t width, int64_t count, int64_t repeats) {
-  for (int64_t i = 0; i < count; ++i, from += stride) {
-    const T* first = to;
-    for (int64_t j = 0; j < width; ++j) to[j] = to_real(from[j]);
-    to += width;
-    for (int64_t v = 1; v < repeats; ++v, to += width) memcpy(to, first, width * sizeof(T));
-  }
-}
-template <class S, class T>
-GF_NOINLINE void copy_out(S* to, int64_t stride, T* from, int64_t width, int64_t count, int64_t repeats) {
-  for (int64_t i = 0; i < count; ++i, to += stride, from += repeats * width) {
-    for (int64_t v = 1; v < repeats; ++v) {
-      const T* GF_RESTRICT next = from + v * width;
-      for (int64_t j = 0; j < width; ++j) from[j] += next[j];
-    }
-    for (int64_t j = 0; j < width; ++j) to[j] = from_real<S>(from[j]);
-  }
-}
-
-// f(how many before it, index in memory, length) for each run of the numbers v ... v + count of a row.
-template <class F>
-GF_HD void for_runs(const RqSplineSizes& z, int64_t row, int64_t v, int count, F&& f) {
-  int64_t at = rq_number_at(z, row, v), left = z.inner - v % z.inner;
-  for (int done = 0; done < count;) {
-    const int length = left < count - done ? static_cast<int>(left) : count - done;
-    f(done, at, length);
-    done += length;
-    at += left + (z.rows - 1) * z.inner;
-    left = z.inner;
-  }
 }
 
 // Rows begin ... end of parameters, each read by `repeats` numbers, no more than lanes.
@@ -390,7 +356,7 @@ void shared_rows(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<c
                  const RqConstants<double>& wide, bool inverse, double* workspace) {
   using T = compute_t<S>;
   const bool backward = a.grad_w != nullptr;
-  const RqChunks chunks = rq_chunks(z);
+  const SharedChunks chunks = shared_chunks(z);
   const int64_t size = z.bins * kRqSums, longest = z.repeats < chunks.numbers ? z.repeats : chunks.numbers;
   parallel_for(chunks.count * z.all_rows, longest < kGrain ? kGrain / (longest + 16) + 1 : 1,
                [&](int64_t first, int64_t last) {

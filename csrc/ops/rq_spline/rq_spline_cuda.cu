@@ -98,7 +98,7 @@ __global__ __launch_bounds__(kThreads) void rq_spline_tiled(Arrays<float> a, RqS
     }
     __syncthreads();
     if (t < count) {
-      const int64_t i = first + t, row = shared ? rq_row_of(z, i) : i;
+      const int64_t i = first + t, row = shared ? shared_row_of(z, i) : i;
       float* row_w = tile_w + t * kPitch<kBins>;
       float* row_h = tile_h + t * kPitch<kBins>;
       const float* logits_w = shared ? a.w + row * z.stride_w : row_w;
@@ -137,7 +137,7 @@ __global__ __launch_bounds__(kThreads, 4) void rq_spline_rows(Arrays<S> a, RqSpl
   using T = compute_t<S>;
   const int slopes = static_cast<int>(z.slopes);
   for (int64_t i = grid_thread(); i < z.count; i += grid_threads()) {
-    const int64_t row = kBackward ? i : rq_row_of(z, i);
+    const int64_t row = kBackward ? i : shared_row_of(z, i);
     T r_w, r_h;
     const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + row * z.stride_w, c.bins, &r_w);
     const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + row * z.stride_h, c.bins, &r_h);
@@ -177,7 +177,7 @@ __device__ void row_gradients(const Arrays<S>& a, const RqSplineSizes& z, const 
 // then adds up the cotangents of a bin, in the order of the numbers. `sums`: at_once rows for each block.
 template <class S, bool kInverse>
 __global__ __launch_bounds__(kThreads, 4) void rq_spline_shared(Arrays<S> a, RqSplineSizes z,
-                                                                RqConstants<compute_t<S>> c, RqChunks chunks,
+                                                                RqConstants<compute_t<S>> c, SharedChunks chunks,
                                                                 int at_once, double* sums) {
   using T = compute_t<S>;
   GF_SHARED(T, cotangent, [kRqCotangents][kThreads]);
@@ -197,7 +197,7 @@ __global__ __launch_bounds__(kThreads, 4) void rq_spline_shared(Arrays<S> a, RqS
       const int64_t r = row + t / span, v = first + t % span;
       bin_of[t] = -1;
       if (t / span < count && v < end) {
-        const int64_t i = rq_number_at(z, r, v);
+        const int64_t i = shared_number_at(z, r, v);
         T r_w, r_h;
         const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + r * z.stride_w, c.bins, &r_w);
         const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + r * z.stride_h, c.bins, &r_h);
@@ -246,7 +246,7 @@ __global__ __launch_bounds__(kThreads) void rq_spline_chunks(Arrays<S> a, RqSpli
 template <class S>
 void run_shared(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c, bool inverse,
                 double* sums, Stream stream) {
-  const RqChunks chunks = rq_chunks(z);
+  const SharedChunks chunks = shared_chunks(z);
   launch("rq_spline_backward", inverse ? rq_spline_shared<S, true> : rq_spline_shared<S, false>,
          static_cast<unsigned>(rq_blocks(z, chunks)), kThreads, 0, stream, a, z, c, chunks,
          static_cast<int>(rq_rows_at_once(z)), sums);

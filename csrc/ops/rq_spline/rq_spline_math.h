@@ -30,7 +30,7 @@
 // mK), so dL/dw_j = c s_j (X' [j < k] + W' [j = k] - X' sum_{i<k} s_i - W' s_k).
 #pragma once
 
-#include "ops/rq_spline/rq_spline_exp.h"
+#include "common/short_math.h"
 #include "ops/rq_spline/rq_spline_units.h"
 
 // Bins of a number known at compile time lie in registers on the GPU, which cannot be indexed: those loops unroll.
@@ -100,7 +100,7 @@ GF_HD R rq_exponentials(R* e, int bins) {
   R sum(0);
   RQ_UNROLL
   for (int j = 0; j < n; ++j) {
-    e[j] = rq_exp_below_one(e[j] - top);
+    e[j] = exp_short(e[j] - top);
     sum += e[j];
   }
   return R(1) / sum;
@@ -174,8 +174,8 @@ template <class R, class M>
 GF_HD RqSlope<R> rq_slope(R raw, M fixed, const RqConstants<scalar_t<R>>& c) {
   using T = scalar_t<R>;
   const R least(T(1.0 / (1 << 30))), most(T(1 << 30));
-  const R z = rq_exp_below_one(-abs(raw));
-  const R free = R(c.min_slope) + (max(R(0), raw) + rq_log1p_unit(z));
+  const R z = exp_short(-abs(raw));
+  const R free = R(c.min_slope) + (max(R(0), raw) + log1p_short(z));
   const R s = R(1) / (R(1) + z);
   const R sigmoid = select(raw >= R(0), s, z * s);
   const R d = min(most, max(least, free));
@@ -243,7 +243,7 @@ GF_HD RqPoint<R> rq_evaluate(const RqBin<R>& f, const RqShape<R>& shape, const R
   p.den = p.left + p.right;
   p.inv_den = R(1) / p.den;
   p.m = fma(p.b, theta2, fma(p.a, phi2, p.t + p.t));
-  const R l = rq_log_normal(p.delta * p.m * p.inv_den * p.inv_den);
+  const R l = log_short(p.delta * p.m * p.inv_den * p.inv_den);
   p.log_det = kInverse ? -l : l;
 
   // From the nearer knot, so that the result is accurate relative to its distance from either.

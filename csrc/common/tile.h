@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "common/pack.h"
+#include "pack.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -101,6 +101,27 @@ GF_HD void store_columns(T* p, int64_t stride, int n, const P* in) {
     }
   }
   if constexpr (C > 1) store_columns<C / 2>(p, stride, n, in);
+}
+
+// One row of the buffer for each of `repeats` numbers that share a row of parameters, and the sum of their gradients.
+template <class T, class S>
+GF_NOINLINE void copy_in(T* to, const S* from, int64_t stride, int64_t width, int64_t count, int64_t repeats) {
+  for (int64_t i = 0; i < count; ++i, from += stride) {
+    const T* first = to;
+    for (int64_t j = 0; j < width; ++j) to[j] = to_real(from[j]);
+    to += width;
+    for (int64_t v = 1; v < repeats; ++v, to += width) memcpy(to, first, width * sizeof(T));
+  }
+}
+template <class S, class T>
+GF_NOINLINE void copy_out(S* to, int64_t stride, T* from, int64_t width, int64_t count, int64_t repeats) {
+  for (int64_t i = 0; i < count; ++i, to += stride, from += repeats * width) {
+    for (int64_t v = 1; v < repeats; ++v) {
+      const T* GF_RESTRICT next = from + v * width;
+      for (int64_t j = 0; j < width; ++j) from[j] += next[j];
+    }
+    for (int64_t j = 0; j < width; ++j) to[j] = from_real<S>(from[j]);
+  }
 }
 
 }  // namespace GF_BACKEND
