@@ -62,7 +62,7 @@ class FlowDistribution(Distribution):
         """The log-density of value `[..., *batch_shape, *event_shape]`."""
         if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
             raise ValueError(f"value: got shape {list(value.shape)}, want [..., {str(list(self.event_shape))[1:]}")
-        log_prob = self.flow.log_prob(value, self.context)
+        log_prob: Tensor = self.flow.log_prob(value, self.context)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     @torch.no_grad()
