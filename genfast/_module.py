@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from genfast._tracing import has_values
 
 _EXTRA = "_extra_state"
+_LATER = {"context_features": None, "event_dim": 1}  # options of every kind of module, which came later
 
 
 class Module(nn.Module):
@@ -51,9 +52,10 @@ class Configured(Module):
     def get_extra_state(self) -> Tensor:
         """The options, encoded."""
         options = {"type": type(self).__name__, **self.saved_options()}
-        width = getattr(self, "context_features", None)
-        if width is not None:  # without a context, the options are those of versions that knew none
-            options["context_features"] = width
+        for name, usual in _LATER.items():  # a module that has none of them is saved as it was before there were any
+            value = getattr(self, name, None)
+            if value not in (None, usual):
+                options[name] = value
         encoded = json.dumps(options, sort_keys=True, default=repr).encode("ascii")
         return torch.tensor(list(encoded), dtype=torch.float32, device="cpu")
 

@@ -1,4 +1,4 @@
-"""Modules ruled by one small saved vector, a mask or an order, from which indices are derived."""
+"""Modules ruled by one small saved tensor, a mask or an order, from which indices are derived."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ class IndexModule(Module):
         if is_transformed(vector):
             return False
         if has_values(vector):
-            values = vector.tolist()
+            values = vector.flatten().tolist()
             if values != self._values:
                 fault = self._fault(values)
                 if fault:
@@ -78,7 +78,9 @@ class IndexModule(Module):
         if vector is not None and vector is not before:
             if vector.device.type != "meta":
                 with torch.no_grad():
-                    vector.copy_(torch.tensor(self._values, dtype=vector.dtype, device=vector.device))
+                    vector.copy_(
+                        torch.tensor(self._values, dtype=vector.dtype, device=vector.device).view(vector.shape)
+                    )
                 self._write(self._values)
             self._seen = (vector, _version(vector))
         return self
@@ -95,7 +97,7 @@ class IndexModule(Module):
     ) -> None:
         saved = state_dict.get(prefix + self.source)
         if isinstance(saved, Tensor) and has_values(saved):
-            fault = self._fault(saved.to(self._buffers[self.source].dtype).tolist())  # type: ignore[union-attr]
+            fault = self._fault(saved.to(self._buffers[self.source].dtype).flatten().tolist())  # type: ignore[union-attr]
             if fault:
                 error_msgs.append(f"{prefix}{self.source}: {fault}")
                 return

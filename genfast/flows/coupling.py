@@ -6,163 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from genfast import ops
-from genfast._arguments import floating, integer, number
-from genfast._module import Configured, reset
-from genfast.flows._index import IndexModule
+from genfast._arguments import integer, number
+from genfast.flows._coupling import Coupling
 from genfast.flows._outside import warn_outside
-from genfast.flows._transform import Transform, common_context
-from genfast.flows.nets import MLP
-
-
-class Coupling(IndexModule, Configured, Transform):
-    """The common part of the coupling layers: x_kept = z_kept, x_moved = g(z_moved; conditioner(z_kept)).
-
-    A subclass gives `n_params_per_dim` and `transform(moved, params, inverse) -> (moved, log_det)`.
-
-    The mask is saved in the state dict, and the layer follows the one it loads; a mask of other sizes, or the state of
-    a layer with other options, is refused.
-
-    Args:
-        mask: bool `[D]`, True where a dimension is transformed; see `half_mask` and `alternating_mask`. At least one
-            dimension moves and one is kept.
-        conditioner: any module `[..., n_kept]` to `[..., n_moved * n_params_per_dim]`; by default an `MLP` that starts
-            the layer as the identity.
-        hidden: hidden layer sizes of the default conditioner.
-        context_features: width of the context `[..., context_features]` that the conditioner takes as its second
-            argument; by default what the given conditioner says of itself.
-        device: of the buffers and the default conditioner.
-        dtype: of the default conditioner.
-
-    Raises:
-        ValueError: the mask is not a bool vector with both values, or it has none (on the meta device).
-    """
-
-    source = "mask"
-    n_params_per_dim = 1
-    mask: Tensor
-    kept: Tensor
-    moved: Tensor
-    order: Tensor
-
-    def __init__(
-        self,
-        mask: Tensor | Sequence[bool],
-        conditioner: nn.Module | None = None,
-        *,
-        hidden: Sequence[int] = (64, 64),
-        context_features: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        values = _mask_values(mask)
-        if device is None and isinstance(mask, Tensor) and mask.device.type != "cpu":
-            device = mask.device
-        self.n_moved = sum(values)
-        self.n_kept = len(values) - self.n_moved
-        if not self.n_moved or not self.n_kept:
-            raise ValueError(f"mask: got {values}, want at least one True (moved) and one False (kept)")
-        self._register(values, torch.tensor(values, dtype=torch.bool, device=device))
-        self.default_conditioner = conditioner is None
-        if conditioner is None:
-            conditioner = MLP(
-                self.n_kept,
-                hidden,
-                self.n_moved * self.n_params_per_dim,
-                context_features=context_features,
-                device=device,
-                dtype=dtype,
-            )
-            self._init_identity(conditioner[-1])
-        self.conditioner = conditioner
-        self.context_features = common_context(conditioner, given=context_features)
-
-    def extra_repr(self) -> str:
-        """Sizes, for the printed module."""
-        return f"n_kept={self.n_kept}, n_moved={self.n_moved}"
-
-    def saved_options(self) -> dict[str, Any]:
-        """None beside the type of the layer."""
-        return {}
-
-    def reset_parameters(self) -> None:
-        """Draw the conditioner's parameters again; with the default conditioner the layer is then the identity."""
-        reset(self.conditioner)
-        if self.default_conditioner:
-            self._init_identity(self.conditioner[-1])  # type: ignore[index]
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map z `[..., D]` to (x `[..., D]`, log_det `[...]`)."""
-        return self._apply_map("z", z, context, inverse=False)
-
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map x `[..., D]` to (z `[..., D]`, log_det `[...]`)."""
-        return self._apply_map("x", x, context, inverse=True)
-
-    def transform(self, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Map the moved part `[..., n_moved]` with params `[..., n_moved * n_params_per_dim]`."""
-        raise NotImplementedError
-
-    def _init_identity(self, last: nn.Module) -> None:
-        """Set the bias of the default conditioner's last layer so that the layer starts as the identity."""
-
-    def _apply_map(self, name: str, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        floating(name, x, self.n_kept + self.n_moved)
-        context = self.check_context(x, context)
-        halves, order = None, self.order
-        if self._follow():
-            halves, kept_at, moved_at = self._halves, self.kept, self.moved
-        else:
-            both = torch.argsort(self.mask.to(torch.int8), stable=True)
-            order, kept_at, moved_at = torch.argsort(both), both[: self.n_kept], both[self.n_kept :]
-        if halves == "last":
-            kept, moved = x[..., : self.n_kept], x[..., self.n_kept :]
-        elif halves == "first":
-            moved, kept = x[..., : self.n_moved], x[..., self.n_moved :]
-        else:
-            kept, moved = x.index_select(-1, kept_at), x.index_select(-1, moved_at)
-        params = self.conditioner(kept) if context is None else self.conditioner(kept, context)
-        n_params = self.n_moved * self.n_params_per_dim
-        if params.shape != (*x.shape[:-1], n_params):
-            raise ValueError(
-                f"conditioner: returned shape {list(params.shape)}, want {[*x.shape[:-1], n_params]} "
-                f"({self.n_params_per_dim} a moved dimension)"
-            )
-        moved, log_det = self.transform(moved, params, inverse=inverse)
-        if halves == "last":
-            return torch.cat([kept, moved], -1), log_det
-        if halves == "first":
-            return torch.cat([moved, kept], -1), log_det
-        return torch.cat([kept, moved], -1).index_select(-1, order), log_det
-
-    def _derive(self, values: list[int]) -> dict[str, list[int]]:
-        kept = [i for i, moves in enumerate(values) if not moves]
-        moved = [i for i, moves in enumerate(values) if moves]
-        both = kept + moved
-        steps = sum(a != b for a, b in zip(values[1:], values, strict=False))
-        self._halves = None if steps != 1 else "last" if values[-1] else "first"
-        return {"kept": kept, "moved": moved, "order": sorted(range(len(both)), key=both.__getitem__)}
-
-    def _fault(self, values: list[int]) -> str:
-        size, n_moved = self.n_kept + self.n_moved, sum(map(bool, values))
-        if len(values) == size and n_moved == self.n_moved:
-            return ""
-        return f"got {n_moved} moved of {len(values)} dimensions, want {self.n_moved} of {size} for this conditioner"
-
-
-def _mask_values(mask: Tensor | Sequence[bool]) -> list[bool]:
-    with _disable_current_modes():
-        if isinstance(mask, Tensor) and (type(mask) is not Tensor or mask.device.type == "meta"):
-            raise ValueError(f"mask: got a {type(mask).__name__} on {mask.device} without values, want a list of bools")
-        given = torch.as_tensor(mask, device="cpu")
-        if given.dtype != torch.bool or given.ndim != 1:
-            raise ValueError(f"mask: got {given.dtype} of shape {list(given.shape)}, want a bool vector [D]")
-        values: list[bool] = given.tolist()
-        return values
-
 
 BOUNDS = (1e-9, 1e9)  #: of the spline's half side, which float32 carries
 
@@ -171,16 +19,17 @@ class AffineCoupling(Coupling):
     r"""x_moved = s(a) z_moved + t with (t, a) from the kept part: the layer of RealNVP and Glow.
 
     The conditioner's output is [t | a], each `[..., n_moved]`; `scale_map` turns the raw a into the scale s(a) > 0.
-    log|det| = sum log s(a).
+    log|det| = sum log s(a). Of images, the channels of the conditioner's output are [t | a] likewise.
 
     Args:
-        mask: bool `[D]`, True where a dimension is transformed.
+        mask: bool `[D]`, True where a dimension is transformed; of images see `Coupling`.
         conditioner: module `[..., n_kept]` to `[..., 2 n_moved]`; by default an MLP.
         scale_map: see `genfast.ops.affine_coupling`; "tanh" keeps |log s| below its clamp (2 by default).
         scale_options: constants of the scale map, as `genfast.ops.affine_coupling` takes them.
         hidden: hidden layer sizes of the default conditioner.
         context_features: width of the context `[..., context_features]` that the conditioner takes as its second
             argument; by default what the given conditioner says of itself.
+        event_dim: 1 for vectors, 3 for images.
         device: of the buffers and the default conditioner.
         dtype: of the default conditioner.
 
@@ -197,6 +46,7 @@ class AffineCoupling(Coupling):
     """
 
     n_params_per_dim = 2
+    params_by_dim = False
 
     def __init__(
         self,
@@ -207,11 +57,18 @@ class AffineCoupling(Coupling):
         scale_options: Mapping[str, Any] | None = None,
         hidden: Sequence[int] = (64, 64),
         context_features: int | None = None,
+        event_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            mask, conditioner, hidden=hidden, context_features=context_features, device=device, dtype=dtype
+            mask,
+            conditioner,
+            hidden=hidden,
+            context_features=context_features,
+            event_dim=event_dim,
+            device=device,
+            dtype=dtype,
         )
         self.scale_map = scale_map
         self.scale_options: dict[str, Any] = dict(scale_options or {})
@@ -236,11 +93,12 @@ class AdditiveCoupling(Coupling):
     """x_moved = z_moved + t with t from the kept part, log|det| = 0: the layer of NICE.
 
     Args:
-        mask: bool `[D]`, True where a dimension is transformed.
+        mask: bool `[D]`, True where a dimension is transformed; of images see `Coupling`.
         conditioner: module `[..., n_kept]` to `[..., n_moved]`; by default an MLP.
         hidden: hidden layer sizes of the default conditioner.
         context_features: width of the context `[..., context_features]` that the conditioner takes as its second
             argument; by default what the given conditioner says of itself.
+        event_dim: 1 for vectors, 3 for images.
         device: of the buffers and the default conditioner.
         dtype: of the default conditioner.
 
@@ -267,7 +125,7 @@ class SplineCoupling(Coupling):
     conventions of nflows.
 
     Args:
-        mask: bool `[D]`, True where a dimension is transformed.
+        mask: bool `[D]`, True where a dimension is transformed; of images see `Coupling`.
         conditioner: module `[..., n_kept]` to `[..., n_moved * (3 n_bins - 1)]`; by default an MLP.
         n_bins: number of bins.
         bound: the spline lives on [-bound, bound], a number from 1e-9 to 1e9. Where most of the first data lies
@@ -278,6 +136,7 @@ class SplineCoupling(Coupling):
         hidden: hidden layer sizes of the default conditioner.
         context_features: width of the context `[..., context_features]` that the conditioner takes as its second
             argument; by default what the given conditioner says of itself.
+        event_dim: 1 for vectors, 3 for images.
         device: of the buffers and the default conditioner.
         dtype: of the default conditioner.
 
@@ -305,6 +164,7 @@ class SplineCoupling(Coupling):
         min_derivative: float = 1e-3,
         hidden: Sequence[int] = (64, 64),
         context_features: int | None = None,
+        event_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -316,7 +176,13 @@ class SplineCoupling(Coupling):
         self.min_derivative = number("min_derivative", min_derivative, 0, math.nextafter(1, 0))
         self.seen_inputs: set[str] = set()
         super().__init__(
-            mask, conditioner, hidden=hidden, context_features=context_features, device=device, dtype=dtype
+            mask,
+            conditioner,
+            hidden=hidden,
+            context_features=context_features,
+            event_dim=event_dim,
+            device=device,
+            dtype=dtype,
         )
 
     def extra_repr(self) -> str:
@@ -333,7 +199,7 @@ class SplineCoupling(Coupling):
         name = "x" if inverse else "z"
         if not torch.compiler.is_compiling() and name not in self.seen_inputs:
             warn_outside(name, moved, self)
-        params = params.unflatten(-1, (self.n_moved, self.n_params_per_dim))
+        params = params.unflatten(-1, (moved.shape[-1], self.n_params_per_dim))
         out, log_det = ops.rational_quadratic_spline(
             moved,
             params=params,
@@ -345,9 +211,10 @@ class SplineCoupling(Coupling):
         )
         return out, log_det.sum(-1)
 
-    def _init_identity(self, last: nn.Module) -> None:
+    def _init_identity(self, bias: Tensor) -> None:
         """Slope 1 at the inner knots: min_derivative + softplus(bias) = 1 (equal bins come from zeros)."""
-        if isinstance(last, nn.Linear) and self.min_derivative < 1:
+        if self.min_derivative < 1:
             with torch.no_grad():
-                bias = last.bias.view(self.n_moved, self.n_params_per_dim)
-                bias[:, 2 * self.n_bins :] = math.log(math.expm1(1 - self.min_derivative))
+                bias.view(-1, self.n_params_per_dim)[:, 2 * self.n_bins :] = math.log(
+                    math.expm1(1 - self.min_derivative)
+                )

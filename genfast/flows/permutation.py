@@ -1,6 +1,7 @@
 """Orders and masks of the dimensions between coupling layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,25 @@ def half_mask(dim: int, *, last: bool = True) -> Tensor:
     return _mask([(i >= dim // 2) == last for i in range(integer("dim", dim))])
 
 
-def _mask(values: list[bool]) -> Tensor:
+def checkerboard_mask(shape: Sequence[int], *, odd: bool = True) -> Tensor:
+    """The checkerboard mask of images (C, H, W): the pixels of odd (or even) row + column move; bool `[C, H, W]`.
+
+    It lies on the CPU, whatever the default device: a layer puts its own copy where it lives itself.
+
+    Raises:
+        ValueError: the shape is not of three positive integers.
+
+    Example:
+        >>> checkerboard_mask((1, 2, 3)).int()
+        tensor([[[0, 1, 0],
+                 [1, 0, 1]]], dtype=torch.int32)
+    """
+    if len(shape) != 3:
+        raise ValueError(f"shape: got {list(shape)}, want [C, H, W]")
+    c, h, w = (integer("shape", size) for size in shape)
+    return _mask([[[(i + j) % 2 == int(odd) for j in range(w)] for i in range(h)] for _ in range(c)])
+
+
+def _mask(values: list[Any]) -> Tensor:
     with _disable_current_modes():  # also under FakeTensorMode a mask has values
         return torch.tensor(values, dtype=torch.bool, device="cpu")
