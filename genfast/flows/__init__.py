@@ -3,9 +3,12 @@
 from genfast.flows._coupling import Coupling
 from genfast.flows._distribution import FlowDistribution
 from genfast.flows._transform import Transform
+from genfast.flows.affine import AffineTransform, Standardize
 from genfast.flows.base import StandardNormal, TorchDistribution
+from genfast.flows.bases import DiagonalNormal, GaussianMixture, Normal, StudentT, Uniform
 from genfast.flows.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from genfast.flows.flow import Flow
+from genfast.flows.logit import Logit
 from genfast.flows.nets import MLP, Constant, ConvNet, ResidualMLP
 from genfast.flows.permutation import Permutation, alternating_mask, checkerboard_mask, half_mask
 from genfast.flows.planar import Planar
@@ -14,18 +17,26 @@ __all__ = [
     "MLP",
     "AdditiveCoupling",
     "AffineCoupling",
+    "AffineTransform",
     "Constant",
     "ConvNet",
     "Coupling",
+    "DiagonalNormal",
     "Flow",
     "FlowDistribution",
+    "GaussianMixture",
+    "Logit",
+    "Normal",
     "Permutation",
     "Planar",
     "ResidualMLP",
     "SplineCoupling",
     "StandardNormal",
+    "Standardize",
+    "StudentT",
     "TorchDistribution",
     "Transform",
+    "Uniform",
     "alternating_mask",
     "checkerboard_mask",
     "half_mask",

@@ -1,24 +1,25 @@
-"""Base distributions of flows."""
+"""The standard normal, and torch distributions, as base distributions of flows."""
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from genfast._arguments import integer, real
+from genfast._arguments import real
 from genfast._module import Configured
 from genfast._tracing import has_values
+from genfast.flows._base import Reparametrised
 
 
-class StandardNormal(Configured):
+class StandardNormal(Reparametrised):
     """The standard normal N(0, I) on `dim` dimensions: log p(z) = -|z|^2 / 2 - dim log(2 pi) / 2.
 
     Args:
-        dim: number of dimensions.
+        dim: number of dimensions, or the shape of one event: (C, H, W) for images.
         device: where samples are drawn (moved by `.to()`).
         dtype: of the samples.
 
@@ -30,31 +31,24 @@ class StandardNormal(Configured):
         torch.Size([5, 3])
     """
 
-    event_dim = 1
     like: Tensor
 
-    def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.dim = integer("dim", dim)
+    def __init__(
+        self,
+        dim: int | Sequence[int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim)
         self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
 
-    def extra_repr(self) -> str:
-        """Sizes, for the printed module."""
-        return f"dim={self.dim}"
+    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        size = (*shape, *self.shape)
+        return torch.randn(size, device=self.like.device, dtype=self.like.dtype, generator=generator)
 
-    def saved_options(self) -> dict[str, Any]:
-        """The number of dimensions."""
-        return {"dim": self.dim}
-
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n samples, `[n, dim]`."""
-        return torch.randn(n, self.dim, device=self.like.device, dtype=self.like.dtype, generator=generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """The log-density log p(z) of z `[..., dim]`; returns `[...]`, summed in float32 or wider and of that dtype."""
-        real("z", z, self.dim)
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return -0.5 * (z * z).sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+    def _log_prob(self, z: Tensor) -> Tensor:
+        return -0.5 * self._sum(z * z) - 0.5 * self.dim * math.log(2 * math.pi)
 
 
 class TorchDistribution(Configured):

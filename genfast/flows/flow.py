@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from genfast._arguments import integer, real
+from genfast._arguments import real
+from genfast.flows._base import sample_shape
 from genfast.flows._distribution import FlowDistribution, distribution_type
 from genfast.flows._outside import one_warning
 from genfast.flows._transform import Transform, broadcast_context, common_context, wants_context
@@ -31,9 +32,9 @@ class Flow(Transform):
     other; `sample(n, context)` of a context `[B, C]` gives `[n, B, D]`, n samples for each of its rows.
 
     Args:
-        base: the distribution of z: `StandardNormal`, any module with `sample(n)` and `log_prob(z)`, or a
-            `torch.distributions.Distribution` over vectors, which is wrapped in `TorchDistribution`: its tensors become
-            parameters (where they require a gradient) and buffers of the flow.
+        base: the distribution of z: `StandardNormal` or another of this package, any module with `sample(n)` and
+            `log_prob(z)`, or a `torch.distributions.Distribution` over vectors, which is wrapped in
+            `TorchDistribution`: its tensors become parameters (where they require a gradient) and buffers of the flow.
         transforms: modules with `forward` and `inverse` as above; the first one acts on z.
 
     Raises:
@@ -300,17 +301,6 @@ class Flow(Transform):
                 f"{list(want)} (wrap a torch distribution of scalars in Independent)"
             )
         return log_prob
-
-
-def sample_shape(n: int | Sequence[int]) -> tuple[int, ...]:
-    """The leading dimensions of samples from their number, or from the dimensions themselves.
-
-    Raises:
-        ValueError: one of them is no integer of at least 0.
-    """
-    if isinstance(n, Sequence):
-        return tuple(integer("n", size, at_least=0) for size in n)
-    return (integer("n", n, at_least=0),)
 
 
 def _check_events(base: nn.Module, steps: list[nn.Module]) -> None:

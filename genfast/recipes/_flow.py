@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genfast import data
 from genfast._errors import RunError
 from genfast._errors import option as named
-from genfast.flows import Flow, StandardNormal, Transform
+from genfast.flows import Flow, Standardize, StandardNormal
 from genfast.recipes import _base, _pictures
 from genfast.recipes._options import Options, option
 
@@ -43,39 +43,6 @@ class FlowOptions(Options):
 
 
 O = TypeVar("O", bound=FlowOptions)  # noqa: E741
-
-
-class Standardize(Transform):
-    """x = mean + std z: data of any scale behind a flow that lives near the origin; log|det| = sum log std.
-
-    Args:
-        dim: number of columns.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
-
-    def measure(self, x: Tensor, width: Tensor) -> None:
-        """Take mean and deviation of the rows x `[N, dim]` plus uniform noise of this width; a constant one keeps 1."""
-        rows = x.double()
-        self.mean.copy_(rows.mean(0) + width / 2)
-        std = (rows.var(0, correction=0) + width**2 / 12).sqrt()
-        self.std.copy_(torch.where(std > 1e-7 * rows.abs().amax(0).clamp(min=1e-30), std, torch.ones_like(std)))
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map z `[..., dim]` to (x, log_det)."""
-        self.check_context(z, context)
-        return torch.addcmul(self.mean, z, self.std), self.std.log().sum().expand(z.shape[:-1])
-
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map x `[..., dim]` to (z, log_det)."""
-        self.check_context(x, context)
-        return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[:-1])
 
 
 def grid_step(x: Tensor) -> float:
