@@ -4,7 +4,6 @@ The kernels' side of it is csrc/common/shared_rows.h.
 """
 
 import math
-from typing import Any
 
 from torch import Tensor
 
@@ -34,32 +33,33 @@ def flatten(x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, list[Ten
         n = x.numel()
         return x.reshape(1, n), [p.reshape(1, n, p.shape[-1]) for p in parameters], 1
     leads = [(1,) * (len(shape) + 1 - p.dim()) + tuple(p.shape[:-1]) for p in parameters]
-    blocks: list[list[Any]] = []  # [is shared, size, the dimensions]
-    for i, size in enumerate(shape):
-        if size == 1:
-            continue
-        shared = all(lead[i] == 1 for lead in leads)
-        if blocks and blocks[-1][0] == shared:
-            blocks[-1][1] *= size
-            blocks[-1][2].append(i)
+    shared = {i for i in range(len(shape)) if all(lead[i] == 1 for lead in leads)}
+    blocks: list[list[int]] = []
+    for i in (i for i, n in enumerate(shape) if n != 1):
+        if blocks and (blocks[-1][0] in shared) == (i in shared):
+            blocks[-1].append(i)
         else:
-            blocks.append([shared, size, [i]])
-    while len(blocks) > 3 and (len(blocks) > 4 or blocks[0][0]):
-        k = min((k for k, b in enumerate(blocks) if b[0]), key=lambda k: blocks[k][1])
-        around = blocks[max(k - 1, 0) : k + 2]
-        joined = [False, math.prod(b[1] for b in around), [i for b in around for i in b[2]]]
-        blocks[max(k - 1, 0) : k + 2] = [joined]
-    own = {i for b in blocks if not b[0] for i in b[2]}
-    kinds = [b[0] for b in blocks]
-    sizes = [b[1] for b in blocks]
-    inner = max(sizes.pop(), 1) if kinds and kinds[-1] else 1
-    rows = sizes.pop() if sizes else 1
-    if sizes:
-        sizes.pop()
-    groups = sizes.pop() if sizes else 1
-    lead_all = [size if i in own else 1 for i, size in enumerate(shape)]
-    flat = []
-    for p, lead in zip(parameters, leads, strict=True):
-        q = p if list(lead) == lead_all else p.expand(*lead_all, p.shape[-1])
-        flat.append(q.reshape(groups, rows, p.shape[-1]))
+            blocks.append([i])
+
+    def size(block: list[int]) -> int:
+        return math.prod([shape[i] for i in block])
+
+    while len(blocks) > 3 and (len(blocks) > 4 or blocks[0][0] in shared):
+        k = -1  # the smallest; torch.compile takes no min(key=)
+        for i, block in enumerate(blocks):
+            if block[0] in shared and (k < 0 or size(block) < size(blocks[k])):
+                k = i
+        shared -= set(blocks[k])
+        around = slice(max(k - 1, 0), k + 2)
+        blocks[around] = [[i for block in blocks[around] for i in block]]
+    inner = max(size(blocks.pop()), 1) if blocks and blocks[-1][0] in shared else 1
+    rows = size(blocks.pop()) if blocks else 1
+    if blocks:
+        blocks.pop()  # the repeats
+    groups = size(blocks.pop()) if blocks else 1
+    own = [1 if i in shared else n for i, n in enumerate(shape)]
+    flat = [
+        (p if list(lead) == own else p.expand(*own, p.shape[-1])).reshape(groups, rows, p.shape[-1])
+        for p, lead in zip(parameters, leads, strict=True)
+    ]
     return x.reshape(groups, x.numel() // groups if groups else 0), flat, inner

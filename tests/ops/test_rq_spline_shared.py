@@ -196,3 +196,11 @@ def test_nan_in_a_shared_row(kernels):
         assert o[1:, [0, 2]].isfinite().all()
     assert grads["params"][1, :16].isnan().all()
     assert grads["params"][[0, 2]].isfinite().all()
+
+
+def test_many_blocks_compile(native):
+    """Where parameters are expanded along a block, too, a call is one graph."""
+    t = shared_inputs("too many blocks", 5, native)
+    function = torch.compile(lambda **t: spline(**t), backend="aot_eager", fullgraph=True, dynamic=True)
+    for got, want in zip(function(**t), spline(**t), strict=True):
+        assert torch.equal(got, want)
