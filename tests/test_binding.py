@@ -6,9 +6,9 @@ import threading
 import pytest
 import torch
 
-from genfast import _native
+from genfast import _native, ops
 from genfast._register import as_tuple
-from tests.conftest import Backend
+from tests.conftest import CPU_TARGETS, Backend
 from tests.harness import RecordOps, cotangents_of, vjp
 from tests.harness.collect import all_specs
 
@@ -294,6 +294,22 @@ def test_long_calls_let_other_threads_run():
         ticks.append(None)
         thread.join(1e-3)
     assert len(ticks) > 5
+
+
+@pytest.mark.parametrize("target", CPU_TARGETS)
+@pytest.mark.parametrize(("d", "k"), [(3, 0), (0, 2), (0, 0)])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("flow", ["planar", "radial"])
+def test_flows_of_no_layers_or_no_columns(target, flow, d, k, inverse):
+    """The identity; what the backward needs is there, though a tensor without elements is a null pointer."""
+    name = flow + "_flow" + ("_inverse" if inverse else "")
+    z, matrix, *vectors = (t.requires_grad_() for t in (rows(4, d), rows(k, d), rows(k) + 1, rows(k)))
+    with Backend(target).use():
+        x, log_det = getattr(ops, name)(z, matrix, *([matrix, vectors[0]] if flow == "planar" else vectors))
+        assert torch.equal(x, z)
+        grads = torch.autograd.grad(x.sum() + log_det.sum(), (z, matrix, vectors[0]))
+    assert torch.equal(grads[0], torch.ones(4, d))
+    assert all((t.abs() < 1e-6).all() for t in (log_det, *grads[1:]))
 
 
 @pytest.mark.skipif("simt" not in _native.load().build_info()["cpu_targets"], reason="a build without simt")

@@ -203,7 +203,7 @@ class GroupedRows {
     for (int e = 0; e < g_.per; ++e) f(int64_t{e} * g_.lanes + lane_, e * kRowBlock + thread);
   }
   __device__ __forceinline__ int64_t numbers() const { return g_.numbers(); }
-  __device__ __forceinline__ T parameter(const void* p, int64_t i, int64_t column = 0) const {
+  __device__ __forceinline__ T parameter(const void* p, int64_t i, int64_t column = -1) const {
     return column < d ? load_number<T>(p, dtype_, i) : T(0);
   }
   __device__ __forceinline__ T row_sum(T x) const { return gf::row_sum(x, g_.lanes); }

@@ -37,10 +37,10 @@ GF_KERNEL(planar_backward, PlanarBackward) {
   k.tensor(GF(grad_u), "k d");
   k.tensor(GF(grad_b), "k");
   k.prepare([](Args& f, Backend) {
-    if (f.size.n == 0) return;
-    if (f.a == nullptr && f.inverse && f.size.n > 0)
-      throw std::invalid_argument("a: the adjoint of the inverse needs it, got None");
-    if (f.a != nullptr && f.output == nullptr) throw std::invalid_argument("output: needed together with a, got None");
+    if (f.size.n == 0 || f.size.k == 0) return;  // a tensor without elements is null too
+    if (f.a == nullptr && f.inverse) throw std::invalid_argument("a: the adjoint of the inverse needs it, got None");
+    if (f.a != nullptr && f.output == nullptr && f.size.d > 0)
+      throw std::invalid_argument("output: needed together with a, got None");
   });
   k.workspace(GF(workspace), DType::other, [](const Args& f, Backend b) {
     return chunk_workspace(f.size.n, planar_sums(f.size)) +
