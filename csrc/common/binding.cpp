@@ -47,11 +47,15 @@ struct Names {
   PyObject* new_empty_keywords;                      // ("dtype",)
   PyObject* raw_stream;                              // of a device index; null without CUDA in torch
   PyTypeObject* tensor_type;
-  const dlpack::Exchange* exchange;    // null where torch has none that we know
-  PyObject* names[64][kMaxArguments];  // by kernel and argument
+  const dlpack::Exchange* exchange;  // null where torch has none that we know
 } names;
 
-const Kernel* kernels_by_number[64];
+// A kernel as a function of Python.
+struct Function {
+  const Kernel& kernel;
+  PyMethodDef method;
+  PyObject* arguments[kMaxArguments];  // their names
+};
 
 int64_t to_int64(PyObject* number) {
   const long long value = PyLong_AsLongLong(number);
@@ -127,11 +131,6 @@ void read(const Kernel& k, const Argument& a, PyObject* object, Tensor* t) {
     throw std::invalid_argument(a.name + ": expected a tensor without the negative bit; resolve_neg() writes it out");
 }
 
-template <class T>
-void put(unsigned char* args, std::size_t at, T value) {
-  std::memcpy(args + at, &value, sizeof(T));
-}
-
 void read_scalar(const Kernel& k, const Argument& a, PyObject* object, unsigned char* args) {
   const auto expected = [&](const char* what) {
     type_error("%s: %s: expected %s, got %s", k.name, a.name.c_str(), what, Py_TYPE(object)->tp_name);
@@ -161,8 +160,8 @@ void read_scalar(const Kernel& k, const Argument& a, PyObject* object, unsigned 
 }
 
 // One object an argument, in the declared order; null where it was left out. Borrowed.
-void place(const Kernel& k, int number, PyObject* const* args, Py_ssize_t count, PyObject* keywords,
-           PyObject** objects) {
+void place(const Function& f, PyObject* const* args, Py_ssize_t count, PyObject* keywords, PyObject** objects) {
+  const Kernel& k = f.kernel;
   const Py_ssize_t wanted = static_cast<Py_ssize_t>(k.arguments.size());
   if (count > wanted) type_error("%s: takes %zd arguments, got %zd", k.name, wanted, count);
   for (Py_ssize_t i = 0; i < wanted; ++i) objects[i] = i < count ? args[i] : nullptr;
@@ -170,9 +169,9 @@ void place(const Kernel& k, int number, PyObject* const* args, Py_ssize_t count,
   for (Py_ssize_t j = 0; j < named; ++j) {
     PyObject* name = PyTuple_GET_ITEM(keywords, j);
     Py_ssize_t i = 0;
-    while (i < wanted && names.names[number][i] != name) ++i;
+    while (i < wanted && f.arguments[i] != name) ++i;
     if (i == wanted)  // a name that was not interned
-      for (i = 0; i < wanted && PyUnicode_Compare(names.names[number][i], name) != 0;) ++i;
+      for (i = 0; i < wanted && PyUnicode_Compare(f.arguments[i], name) != 0;) ++i;
     if (i == wanted) type_error("%s: no argument %R", k.name, name);
     if (objects[i] != nullptr) type_error("%s: got two values for %s", k.name, k.arguments[i].name.c_str());
     objects[i] = args[count + j];
@@ -232,9 +231,10 @@ struct WithoutGil {
 constexpr double kLongCall = 20e3;  // nanoseconds: from here on other Python threads may run, and OpenMP's help
 thread_local bool long_call = false;
 
-PyObject* run(const Kernel& k, int number, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
+PyObject* run(const Function& f, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
+  const Kernel& k = f.kernel;
   PyObject* objects[kMaxArguments];
-  place(k, number, arguments, count, keywords, objects);
+  place(f, arguments, count, keywords, objects);
 
   Tensor tensors[kMaxArguments];
   alignas(64) unsigned char args[kMaxArgs];
@@ -312,9 +312,8 @@ PyObject* run(const Kernel& k, int number, PyObject* const* arguments, Py_ssize_
 }
 
 PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
-  const int number = static_cast<int>(reinterpret_cast<std::intptr_t>(PyCapsule_GetPointer(self, nullptr))) - 1;
   try {
-    return run(*kernels_by_number[number], number, arguments, count, keywords);
+    return run(*static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr)), arguments, count, keywords);
   } catch (const PythonError&) {
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
@@ -336,9 +335,8 @@ void set_read_attributes(bool read) { read_attributes = read; }
 PyObject* add_kernels(PyObject* module) {
   try {
     const Owned torch(PyImport_ImportModule("torch"));
-    const char* dtypes[] = {"float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"};
     for (int i = 0; i < static_cast<int>(DType::other); ++i)
-      names.dtypes[i] = check(PyObject_GetAttrString(torch.get(), dtypes[i]));
+      names.dtypes[i] = check(PyObject_GetAttrString(torch.get(), name_of(static_cast<DType>(i))));
     const auto intern = [](const char* text) { return check(PyUnicode_InternFromString(text)); };
     names.shape = intern("shape"), names.dtype = intern("dtype"), names.stride = intern("stride");
     names.get_device = intern("get_device"), names.data_ptr = intern("data_ptr");
@@ -361,23 +359,20 @@ PyObject* add_kernels(PyObject* module) {
     if (names.exchange && (names.exchange->major != 1 || !names.exchange->view)) names.exchange = nullptr;
 
     const Owned all(PyDict_New());
-    static PyMethodDef methods[64];
-    int number = 0;
-    for (const Kernel* k = first_kernel(); k != nullptr; k = k->next, ++number) {
-      if (number == 64) throw std::logic_error("more kernels than binding.cpp makes room for");
-      kernels_by_number[number] = k;
+    for (const Kernel* k = first_kernel(); k != nullptr; k = k->next) {
+      auto* f = new Function{*k,  // for ever, like the module
+                             {k->name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)),
+                              METH_FASTCALL | METH_KEYWORDS, nullptr},
+                             {}};
       const Owned arguments(PyTuple_New(static_cast<Py_ssize_t>(k->arguments.size())));
       for (std::size_t i = 0; i < k->arguments.size(); ++i) {
-        names.names[number][i] = intern(k->arguments[i].name.c_str());
-        Py_INCREF(names.names[number][i]);
-        PyTuple_SET_ITEM(arguments.get(), static_cast<Py_ssize_t>(i), names.names[number][i]);
+        f->arguments[i] = intern(k->arguments[i].name.c_str());
+        Py_INCREF(f->arguments[i]);
+        PyTuple_SET_ITEM(arguments.get(), static_cast<Py_ssize_t>(i), f->arguments[i]);
       }
       if (PyDict_SetItemString(all.get(), k->name, arguments.get()) != 0) throw PythonError{};
-      methods[number] = {k->name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)),
-                         METH_FASTCALL | METH_KEYWORDS, nullptr};
-      const Owned self(
-          PyCapsule_New(reinterpret_cast<void*>(static_cast<std::intptr_t>(number) + 1), nullptr, nullptr));
-      const Owned function(PyCFunction_New(&methods[number], self.get()));
+      const Owned self(PyCapsule_New(f, nullptr, nullptr));
+      const Owned function(PyCFunction_New(&f->method, self.get()));
       if (PyObject_SetAttrString(module, k->name, function.get()) != 0) throw PythonError{};
     }
     Py_INCREF(all.get());

@@ -8,19 +8,9 @@ namespace gf {
 
 namespace {
 
-constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16", "int64",
-                                       "int32",   "uint8",   "bool",    "other"};
-
-const char* name_of(DType t) { return kDTypeNames[static_cast<int>(t)]; }
-
 const char* last_part(const char* name) {
   const char* dot = std::strrchr(name, '.');
   return dot ? dot + 1 : name;
-}
-
-template <class T>
-void put(unsigned char* args, std::ptrdiff_t at, const T& value) {
-  std::memcpy(args + at, &value, sizeof(T));
 }
 
 std::string on_device(int device) { return device >= 0 ? " on cuda:" + std::to_string(device) : " on the CPU"; }
@@ -75,7 +65,7 @@ DType want_type(const Bound& b, const Argument& a) {
     bool some = false;
     for (int i = 0; i < static_cast<int>(DType::other); ++i)
       if (k.types[a.type].mask >> i & 1u) {
-        s += (some ? "|" : "") + std::string(kDTypeNames[i]);
+        s += (some ? "|" : "") + std::string(name_of(static_cast<DType>(i)));
         some = true;
       }
   }
@@ -91,6 +81,12 @@ DType want_type(const Bound& b, const Argument& a) {
 }
 
 }  // namespace
+
+const char* name_of(DType t) {
+  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "int64",
+                                   "int32",   "uint8",   "bool",    "other"};
+  return names[static_cast<int>(t)];
+}
 
 const Kernel*& first_kernel() {
   static const Kernel* first = nullptr;
@@ -202,19 +198,19 @@ int Kernel::bind(const Tensor* tensors, unsigned char* args) const {
     for (int d = 0; d < t.ndim; ++d)
       if (shape[chosen].dim[d] < 0) b.sizes[-1 - shape[chosen].dim[d]] = t.shape[d] / shape[chosen].factor[d];
     if (a.fixed == DType::other && !a.is_sum) b.types[a.type] = t.dtype;
-    put(args, static_cast<std::ptrdiff_t>(a.at), t.data);
+    put(args, a.at, t.data);
     if (a.kind == Kind::strided || a.kind == Kind::strided_output) {
       const int64_t row = t.ndim == 0 ? 0 : t.contiguous ? (t.ndim == 2 ? t.shape[1] : 1) : t.stride[0];
       const int64_t col = t.ndim < 2 ? 0 : t.contiguous ? 1 : t.stride[1];
-      put(args, static_cast<std::ptrdiff_t>(a.at + offsetof(Strided, row)), row);
-      put(args, static_cast<std::ptrdiff_t>(a.at + offsetof(Strided, col)), col);
+      put(args, a.at + offsetof(Strided, row), row);
+      put(args, a.at + offsetof(Strided, col), col);
     }
   }
   for (std::size_t i = 0; i < sizes.size(); ++i)
     if (sizes[i].at >= 0 && b.sizes[i] >= 0) put(args, sizes[i].at, b.sizes[i]);
   for (std::size_t i = 0; i < types.size(); ++i)
     if (b.types[i] != DType::other) put(args, types[i].at, b.types[i]);
-  put(args, static_cast<std::ptrdiff_t>(stream_at + offsetof(Stream, device)), b.device);
+  put(args, stream_at + offsetof(Stream, device), b.device);
   return b.device;
 }
 

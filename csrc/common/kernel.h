@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -64,6 +65,15 @@ constexpr DType element_of() {
   if (std::is_same<E, int32_t>::value) return DType::i32;
   if (std::is_same<E, uint8_t>::value) return DType::b8;
   return DType::other;
+}
+
+// What torch calls a dtype.
+const char* name_of(DType t);
+
+// Sets a member of an argument struct.
+template <class T>
+void put(unsigned char* args, std::size_t at, T value) {
+  std::memcpy(args + at, &value, sizeof(T));
 }
 
 // Sets of dtypes, as bits.
