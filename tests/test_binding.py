@@ -268,6 +268,13 @@ def test_a_workspace_is_kept_from_call_to_call(allocated):
         _native.load().set_keep_workspaces(True)
 
 
+def test_a_call_without_a_workspace_leaves_the_kept_one(allocated):
+    sizes, big = allocated
+    call("rq_spline_backward", CALLS["rq_spline_backward"]())  # each number has parameters of its own: nothing to sum
+    call("rbm_gibbs", big)
+    assert sizes == []
+
+
 def test_each_thread_has_a_workspace_of_its_own(allocated):
     sizes, big = allocated
     threads = [threading.Thread(target=call, args=("rbm_gibbs", big)) for _ in range(2)]

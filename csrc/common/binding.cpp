@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <new>
+#include <optional>
 #include <stdexcept>
 
 #include "binding.h"
@@ -268,23 +269,18 @@ PyObject* run(const Function& f, PyObject* const* arguments, Py_ssize_t count, P
     result_of = nullptr;
   if (k.call_prepare) k.call_prepare(k.prepare_hook, args, backend);
 
-  PyObject* held = nullptr;
-  if (k.workspace_at >= 0) {
-    const int64_t numbers = k.call_workspace(k.workspace_hook, args, backend);
+  std::optional<Owned> held;  // the workspace
+  const int64_t numbers = k.workspace_at >= 0 ? k.call_workspace(k.workspace_hook, args, backend) : 0;
+  if (numbers > 0) {
     DType type = k.workspace_type;
     if (type == DType::other) {
       std::memcpy(&type, args + k.types[0].at, sizeof(type));
-      type = type == DType::f64 ? DType::f64 : DType::f32;
+      type = sum_type(type);
     }
-    held = workspace(like, numbers * size_of(type), device < 0);
-  }
-  struct Release {
-    PyObject* held;
-    ~Release() { Py_XDECREF(held); }
-  } release{held};
-  if (held != nullptr)
+    held.emplace(workspace(like, numbers * size_of(type), device < 0));
     put(args, static_cast<std::size_t>(k.workspace_at),
-        PyLong_AsVoidPtr(Owned(PyObject_CallMethodNoArgs(held, names.data_ptr)).get()));
+        PyLong_AsVoidPtr(Owned(PyObject_CallMethodNoArgs(held->get(), names.data_ptr)).get()));
+  }
 
   double work = 0;
   if (device >= 0) {

@@ -46,8 +46,6 @@ bool matches(const Bound& b, const Shape& shape, const Tensor& t) {
   return true;
 }
 
-DType sum_type(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
-
 // The dtype that a tensor must have; `other` where it is the first to say.
 DType want_type(const Bound& b, const Argument& a) {
   if (a.fixed != DType::other) return a.fixed;

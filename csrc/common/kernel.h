@@ -70,6 +70,9 @@ constexpr DType element_of() {
 // What torch calls a dtype.
 const char* name_of(DType t);
 
+// The type that sums of a floating dtype are computed in.
+constexpr DType sum_type(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
+
 // Sets a member of an argument struct.
 template <class T>
 void put(unsigned char* args, std::size_t at, T value) {
@@ -173,8 +176,8 @@ struct Description {
     a.shapes.push_back(kernel.parse(shape));
     return a;
   }
-  // Memory for the time of the call: as many numbers as f(args, backend) says, of a dtype or (`other`) of the type that
-  // sums of the first dtype are computed in.
+  // Memory for the time of the call, or null: as many numbers as f(args, backend) says, of a dtype or (`other`) of the
+  // type that sums of the first dtype are computed in.
   void workspace(Member m, DType element, int64_t (*f)(const Args&, Backend)) const {
     kernel.workspace_at = static_cast<std::ptrdiff_t>(m.at);
     kernel.workspace_type = element;
