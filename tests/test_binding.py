@@ -8,6 +8,7 @@ import torch
 
 from genfast import _native, ops
 from genfast._register import as_tuple
+from genfast.ops import rbm
 from tests.conftest import CPU_TARGETS, Backend
 from tests.harness import RecordOps, cotangents_of, vjp
 from tests.harness.collect import all_specs
@@ -229,6 +230,15 @@ def test_status_is_returned_or_written():
     assert call("rbm_gibbs", {**good, "status": None}) == 0
     assert call("rbm_gibbs", {**good, "status": None, "v": good["v"] + 2}) == 2
     assert call("rbm_sparse_product", CALLS["rbm_sparse_product"]()) is False
+
+
+def test_narrow_products_are_never_sparse():
+    """What ops.rbm asks the kernel for begins where a matrix without any entries is worth it."""
+    narrow, zeros = rbm._DENSE, torch.zeros(64, 64)
+    for columns in (narrow, narrow + 1):
+        right, out = rows(64, columns), rows(64, columns)
+        assert _native.rbm_sparse_product(zeros, right, None, None, False, out) is (columns > narrow)
+        assert _native.rbm_sparse_product(zeros, right, rows(64), None, True, out) is (columns > narrow)
 
 
 @pytest.fixture

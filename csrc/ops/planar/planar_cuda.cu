@@ -279,7 +279,7 @@ void run_forward(const PlanarForward& f) {
 // Where only the input was kept: the forward, into the end of the workspace.
 template <class T>
 PlanarBackward with_forward(PlanarBackward f) {
-  T* a = static_cast<T*>(f.workspace) + planar_sums(f.size) * row_chunks(f.size.n);
+  T* a = static_cast<T*>(f.workspace) + chunk_workspace(f.size.n, planar_sums(f.size));
   T* log_det = a + f.size.k * f.size.n;
   T* output = log_det + f.size.n;
   run_forward<T>({f.size, f.dtype, false, f.input, f.w, f.u, f.b, output, log_det, a, f.stream});

@@ -123,13 +123,13 @@ struct Part {
 
   __device__ __forceinline__ Part(const PlanarBackward& f, int64_t chunk) {
     const int64_t kd = f.size.k * f.size.d;
-    w = static_cast<T*>(f.workspace) + chunk * (2 * kd + 2 * f.size.k);
+    w = static_cast<T*>(f.workspace) + chunk * planar_sums(f.size);
     u = w + kd;
     b = u + kd;
     c = b + f.size.k;
   }
   __device__ __forceinline__ void clear(const PlanarSizes& size) const {
-    for (int64_t i = block_thread(); i < 2 * size.k * size.d + 2 * size.k; i += block_threads()) w[i] = T(0);
+    for (int64_t i = block_thread(); i < planar_sums(size); i += block_threads()) w[i] = T(0);
     __syncthreads();
   }
 };
