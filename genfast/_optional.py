@@ -23,9 +23,7 @@ def require(module: str, purpose: str, *, extra: str = "train") -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise
-        package = {"sklearn": "scikit-learn", "lightning_fabric": "lightning-fabric", "PIL": "pillow"}.get(
-            error.name, error.name
-        )
+        package = _PACKAGES.get(error.name, error.name)
         raise MissingPackageError(
             f"{purpose} needs {package}, which is not installed; run: pip install 'genfast[{extra}]'"
         ) from error

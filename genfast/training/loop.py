@@ -408,14 +408,14 @@ def config_of(recipe: Recipe[Any]) -> dict[str, Any]:
     return {"model": recipe.name(), **vars(recipe.options)}
 
 
-def load_weights(recipe: Recipe[Any], weights: dict[str, Tensor], *, strict: bool = True) -> None:
+def load_weights(recipe: Recipe[Any], weights: dict[str, Tensor]) -> None:
     """Put a checkpoint's weights into a recipe's model.
 
     Raises:
         RunError: they do not fit it, or are not finite.
     """
     try:
-        recipe.model.load_state_dict(weights, strict=strict)
+        recipe.model.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from error
     fault = describe_nonfinite(recipe.model)
