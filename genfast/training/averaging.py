@@ -17,7 +17,8 @@ class Average:
     .. math::
         \bar\theta \leftarrow d \bar\theta + (1 - d) \theta, \quad d = \min(1 - 10 / over, (1 + n) / (10 + n))
 
-    with n the number of updates of the mean so far: early on it forgets its start faster.
+    with n the number of updates of the mean so far: early on it forgets its start faster. Before the tenth update of
+    the model the mean is the parameters themselves, so that a very short run is trained all the same.
 
     Args:
         model: its parameters are averaged; on their device.
@@ -36,10 +37,10 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters after `step` updates."""
-        if step % _EVERY:
+        if step % _EVERY and step > _EVERY:
             return
         n = step // _EVERY
-        decay = min(self.decay, n / (9 + n))
+        decay = min(self.decay, n / (9 + n))  # 0 before the first
         torch._foreach_lerp_(self.values, [p.detach() for p in self.model.parameters()], 1 - decay)
 
     @contextlib.contextmanager

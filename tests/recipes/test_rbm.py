@@ -107,6 +107,14 @@ def test_the_mean_follows_its_formula():
     assert initial == pytest.approx(want, rel=0.1)
 
 
+@pytest.mark.parametrize("steps", [1, 9])
+def test_a_run_shorter_than_the_mean_is_trained(steps):
+    """The mean is taken every tenth step; before the first it may not be the untrained machine."""
+    averaged, last = (genfast.fit("rbm", steps=steps, average=average, **QUICK).model for average in (500, 0))
+    for a, b in zip(averaged.parameters(), last.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_means_resume_bit_for_bit(tmp_path):
     options = {"method": "pcd", "average": 30, **QUICK}
     genfast.fit("rbm", out=tmp_path / "whole", steps=65, **options)
