@@ -1,8 +1,9 @@
 """Restricted Boltzmann machine with binary units, by contrastive divergence."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -80,9 +81,7 @@ class Recipe(_base.Recipe[RBMOptions]):
 
     def build(self) -> RBM:
         """The machine, with weights of the variance that Glorot and Bengio advise."""
-        rbm = RBM(self.dim, self.options.hidden, init_std=math.sqrt(2 / (self.dim + self.options.hidden)))
-        rbm.nonfinite_check = False  # the training loop checks, and names the step
-        return rbm
+        return RBM(self.dim, self.options.hidden, init_std=math.sqrt(2 / (self.dim + self.options.hidden)))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -93,7 +92,8 @@ class Recipe(_base.Recipe[RBMOptions]):
     def loss(self, batch: Tensor) -> Tensor:
         """The CD-k or PCD-k loss of a batch."""
         step = self.model.pcd_loss if self.options.method == "pcd" else self.model.cd_loss
-        return step(batch, self.options.k)
+        with self._unchecked():
+            return step(batch, self.options.k)
 
     def direct_step(self, batch: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """The same update with the gradient in closed form; NaN anywhere in the machine reaches the visible bias."""
@@ -105,7 +105,17 @@ class Recipe(_base.Recipe[RBMOptions]):
     @torch.no_grad()
     def direct_loss(self) -> float:
         """The contrastive loss of the last batch."""
-        return float(self.model.contrastive_loss(*self._last))
+        with self._unchecked():
+            return float(self.model.contrastive_loss(*self._last))
+
+    @contextlib.contextmanager
+    def _unchecked(self) -> Iterator[None]:
+        """Without the machine's own check: the training loop checks, and names the step."""
+        self.model.nonfinite_check = False
+        try:
+            yield
+        finally:
+            self.model.nonfinite_check = True
 
     def metrics(self) -> dict[str, float]:
         """The mean pseudo-log-likelihood of (at most 2,000 rows of) the data, one random unit a row as scikit-learn."""

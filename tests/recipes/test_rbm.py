@@ -40,6 +40,15 @@ def test_more_samples_than_chains_are_not_copies(persistent, tmp_path):
     assert len(drawn.x.unique(dim=0)) == 50
 
 
+def test_the_machine_that_a_run_gives_back_checks_itself(persistent):
+    """The training loop checks in its place, with better words; what is done with it later is not the loop's."""
+    fitted = genfast.fit("rbm", steps=2, **QUICK).model
+    for rbm in (fitted, genfast.load(persistent)):
+        torch.nn.init.constant_(rbm.W, torch.nan)
+        with pytest.raises(FloatingPointError, match="parameter W"):
+            rbm.cd_loss(torch.zeros(3, 64))
+
+
 def test_a_run_without_chains_starts_new_ones(tmp_path):
     genfast.fit("rbm", out=tmp_path, steps=5, **QUICK)
     assert "1,000 sweeps of new chains" in sample(tmp_path, 4)[0].what
