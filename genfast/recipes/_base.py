@@ -1,6 +1,7 @@
 """What a recipe tells the training loop, and what it may leave as it is."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -41,6 +42,9 @@ class Recipe(Generic[O]):
         options: of the run.
         dim: number of values in a row of the data.
         shape: (height, width) or (channels, height, width) of a row, where the rows are images.
+
+    Raises:
+        RunError: the shape is not that of a row.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -49,6 +53,8 @@ class Recipe(Generic[O]):
     loss_name: ClassVar[str] = "loss"
 
     def __init__(self, options: O, *, dim: int, shape: tuple[int, ...] | None = None) -> None:
+        if not is_shape(shape, dim):
+            raise RunError(f"data: rows of {dim} values with shape {shape!r}, want None or sizes with product {dim}")
         self.options = options
         self.dim = dim
         self.shape = shape
@@ -182,6 +188,13 @@ class Recipe(Generic[O]):
     def sample(self, n: int, options: Any, generator: torch.Generator) -> Samples:
         """n samples of the trained model; options is an instance of `SampleOptions`."""
         raise NotImplementedError
+
+
+def is_shape(x: object, dim: int) -> bool:
+    """Whether x is what `shape` may be for rows of `dim` values: sizes of images, or None."""
+    if not isinstance(x, tuple):
+        return x is None
+    return len(x) in (2, 3) and all(type(n) is int and n > 0 for n in x) and math.prod(x) == dim
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

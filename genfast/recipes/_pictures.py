@@ -27,8 +27,8 @@ def png(drawn: Any) -> bytes:
 
 
 def image_shape(n_pixels: int, shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The shape to draw n_pixels values in: the known one, else a square or the widest flat rectangle."""
-    if shape is not None:
+    """The shape to draw n_pixels values in: that of an image, else a square or the widest flat rectangle."""
+    if shape is not None and (len(shape) == 2 or shape[0] in (1, 3)):
         return tuple(shape)
     height = math.isqrt(n_pixels)
     while n_pixels % height:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genfast import recipes
 from genfast._errors import RunError
-from genfast.recipes._base import Recipe
+from genfast.recipes._base import Recipe, is_shape
 from genfast.recipes._options import Options, make
 from genfast.training.files import write_atomically
 
@@ -127,7 +127,7 @@ def _checked(state: dict[str, Any], found: int) -> Checkpoint:
     for name, fits, want in (
         ("config", _is_config(checkpoint.config), "a model with its options"),
         ("dim", _is_integer(checkpoint.dim, 1), "an integer of at least 1"),
-        ("shape", _is_shape(checkpoint.shape, checkpoint.dim), f"None or sizes with product {checkpoint.dim!r}"),
+        ("shape", is_shape(checkpoint.shape, checkpoint.dim), f"None or sizes with product {checkpoint.dim!r}"),
         ("step", _is_integer(checkpoint.step, 0), "an integer of at least 0"),
         ("seconds", _is_number(checkpoint.seconds) and checkpoint.seconds >= 0, "a number of at least 0"),
         ("start", checkpoint.start is None or _is_number(checkpoint.start), "a number or None"),
@@ -152,12 +152,6 @@ def _is_integer(x: object, least: int) -> bool:
 
 def _is_number(x: object) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
-def _is_shape(x: object, dim: int) -> bool:
-    return x is None or (
-        isinstance(x, tuple) and len(x) in (2, 3) and all(_is_integer(n, 1) for n in x) and math.prod(x) == dim
-    )
 
 
 def _is_config(x: object) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import genfast
+from genfast.data import Dataset
 from genfast.training import sample
 from genfast.training.averaging import Average
 from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
@@ -139,4 +140,14 @@ def test_colour_images(tmp_path):
     genfast.fit("rbm", images, out=tmp_path, steps=3, **QUICK)
     drawn, folder = sample(tmp_path, 4, sweeps=2)
     assert drawn.x.shape == (4, 60)
+    assert (folder / "samples.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_images_that_have_no_colours(tmp_path, channels):
+    """Rows of one's own that say so: what cannot be drawn in colours is drawn flat, after the training, not refused."""
+    data = Dataset("mine", (torch.rand(40, 20 * channels) < 0.4).float(), shape=(channels, 4, 5))
+    genfast.fit("rbm", data, out=tmp_path, steps=3, **QUICK)
+    drawn, folder = sample(tmp_path, 4, sweeps=2)
+    assert drawn.x.shape == (4, 20 * channels)
     assert (folder / "samples.png").stat().st_size > 1000

@@ -10,6 +10,7 @@ import genfast
 import genfast.data
 from genfast.boltzmann import RBM
 from genfast.cli import entry
+from genfast.data import Dataset
 from genfast.training import sample
 from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
 from genfast.training.metrics import METRICS, read_metrics
@@ -78,7 +79,7 @@ def test_the_process_keeps_its_own_settings(tmp_path):
 @pytest.mark.parametrize("kind", ["tensor", "array", "dataset"])
 def test_rows_of_ones_own(tmp_path, kind):
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * 20 + 100
-    rows = {"tensor": x, "array": x.numpy(), "dataset": genfast.data.Dataset("mine", x)}[kind]
+    rows = {"tensor": x, "array": x.numpy(), "dataset": Dataset("mine", x)}[kind]
     result = genfast.fit("realnvp", rows, out=tmp_path, steps=20, layers=2, **QUICK)
     flow = genfast.load(tmp_path)
     drawn = flow.sample(2000, generator=torch.Generator().manual_seed(0))
@@ -110,6 +111,8 @@ def test_rows_of_ones_own(tmp_path, kind):
         (("rbm",), {"device": "tpu"}, "device: got 'tpu'"),
         (("rbm", np.full((3, 4), np.nan)), {}, "NaN or infinite"),
         (("rbm", torch.zeros(3)), {}, r"shape \[3\]"),
+        (("rbm", Dataset("mine", torch.zeros(5, 64), shape=(4, 4))), {}, r"shape \(4, 4\), want None or sizes with"),
+        (("nsf", Dataset("mine", torch.zeros(5, 64), shape=(64,))), {}, r"shape \(64,\), want None or sizes with"),
         (("planar", "u1"), {"epochs": 3}, "u1 is a density without epochs; give steps"),
     ],
 )
