@@ -2,6 +2,11 @@
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.autograd import forward_ad
+
+_C = torch._C
 
 
 def has_values(t: Tensor) -> bool:
@@ -16,9 +21,20 @@ def has_values(t: Tensor) -> bool:
 
 def is_transformed(t: Tensor) -> bool:
     """Whether t is that of a transform of torch.func: batched, or differentiated."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(t)  # noqa: SLF001
+    return _C._functorch.is_functorch_wrapped_tensor(t)
 
 
-def is_differentiated(t: Tensor) -> bool:
-    """Whether a transform of torch.func takes a derivative in t."""
-    return torch._C._functorch.is_gradtrackingtensor(t)  # noqa: SLF001
+def is_differentiated(t: Tensor, *, by_graph: bool = True) -> bool:
+    """Whether a derivative is taken in t: at any level of torch.func, in forward mode or, `by_graph`, by autograd."""
+    if not _C._are_functorch_transforms_active():
+        return (by_graph and t.requires_grad) or _has_tangent(t)
+    level = retrieve_current_functorch_interpreter()
+    mine = is_transformed(t) and _C._functorch.maybe_get_level(t) == level.level()
+    if mine and level.key() != TransformType.Vmap and (t.requires_grad or _has_tangent(t)):
+        return True
+    with level.lower():
+        return is_differentiated(_C._functorch.get_unwrapped(t) if mine else t, by_graph=by_graph)
+
+
+def _has_tangent(t: Tensor) -> bool:
+    return forward_ad.unpack_dual(t).tangent is not None

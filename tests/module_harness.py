@@ -24,6 +24,19 @@ import genfast
 
 HALF = (torch.float16, torch.bfloat16)
 
+# by name: the same in reverse mode
+TRANSFORMS = {
+    "jacrev": "jacrev",
+    "jacfwd": "jacrev",
+    "jvp": "jacrev along ones",
+    "jvp of jvp": "jacrev of jacrev along ones",
+    "vjp": "vjp",
+    "hessian": "jacrev of grad",
+    "jacfwd of jacfwd": "jacrev of grad",
+    "jacrev of jacfwd": "jacrev of grad",
+    "jacrev of grad": "jacrev of grad",
+}
+
 
 @dataclasses.dataclass
 class ModuleSpec:
@@ -288,9 +301,9 @@ class ModuleTests:
                 with pytest.raises(TypeError, match=r"[vxz]: got torch\.complex128"):
                     call(module, method, x)
 
-    @pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "jvp", "vjp", "hessian", "jacrev of grad"])
+    @pytest.mark.parametrize("transform", TRANSFORMS)
     def test_transforms_of_the_live_module(self, spec, transform):
-        """In x and in the parameters, while all parameters require gradients; against the same in plain PyTorch."""
+        """In x and in the parameters, while all parameters require gradients; against reverse mode in plain PyTorch."""
         module, x = spec.make(), spec.data(torch.float64)[:2]
         parameters = dict(module.named_parameters())
         for method in smooth_methods(spec):
@@ -307,7 +320,7 @@ class ModuleTests:
                     continue
                 got = _transformed(transform, f, at)
                 with genfast.backend("reference"):
-                    want = _transformed(transform, f, at)
+                    want = _transformed(TRANSFORMS[transform], f, at)
                 torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7, msg=lambda m, n=method: f"{n}: {m}")
 
     def test_gradients_against_finite_differences(self, spec):
@@ -432,17 +445,31 @@ class ModuleTests:
 def _transformed(transform: str, f: Callable[..., Any], at: Any) -> Any:
     ones = torch.ones_like(at) if isinstance(at, Tensor) else {k: torch.ones_like(v) for k, v in at.items()}
     total = lambda v: sum((t * (i + 1)).sum() for i, t in enumerate(f(v)))  # noqa: E731
+    tangent = lambda v: torch.func.jvp(f, (v,), (ones,))[1]  # noqa: E731
+    moved = lambda s: at + s if isinstance(at, Tensor) else {k: v + s for k, v in at.items()}  # noqa: E731
+    along, zero = (lambda s: f(moved(s))), torch.zeros((), dtype=torch.float64)
     if transform == "jacrev":
         return torch.func.jacrev(f)(at)
     if transform == "jacfwd":
         return torch.func.jacfwd(f)(at)
     if transform == "jvp":
-        return torch.func.jvp(f, (at,), (ones,))
+        return tangent(at)
+    if transform == "jacrev along ones":
+        return torch.func.jacrev(along)(zero)
+    if transform == "jvp of jvp":
+        return torch.func.jvp(tangent, (at,), (ones,))[1]
+    if transform == "jacrev of jacrev along ones":
+        return torch.func.jacrev(torch.func.jacrev(along))(zero)
     if transform == "vjp":
         out, pull = torch.func.vjp(f, at)
         return pull(tuple(torch.ones_like(t) for t in out))
     if transform == "hessian":
         return torch.func.hessian(total)(at)
+    if transform == "jacfwd of jacfwd":
+        return torch.func.jacfwd(torch.func.jacfwd(total))(at)
+    if transform == "jacrev of jacfwd":
+        return torch.func.jacrev(torch.func.jacfwd(total))(at)
+    assert transform == "jacrev of grad"
     return torch.func.jacrev(torch.func.grad(total))(at)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from genfast import ops
 from genfast._arguments import integer, number, real
@@ -186,8 +185,8 @@ class RBM(Module):
         """
         v = binary("v", v, self.n_visible, self.W.dtype)
         parameters = self._parameters_now()
-        if any(is_differentiated(x) for x in (v, *parameters)):
-            raise RuntimeError("pseudo_likelihood: has no gradient, but a transform of torch.func asks for one")
+        if any(is_differentiated(x, by_graph=False) for x in (v, *parameters)):
+            raise RuntimeError("pseudo_likelihood: has no gradient, but a transform or forward mode asks for one")
         free = ops.rbm_free_energy(v, *parameters)
 
         def term(unit: Tensor) -> Tensor:
@@ -501,4 +500,4 @@ _CONSTANT_LOG_Z = (
 
 
 def _is_constant(t: Tensor | float) -> bool:
-    return not isinstance(t, Tensor) or not (t.requires_grad or forward_ad.unpack_dual(t).tangent is not None)
+    return not isinstance(t, Tensor) or not is_differentiated(t)

@@ -76,6 +76,12 @@ def test_log_partition_under_transforms(monkeypatch):
     for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
         got, want = (transform(g, argnums=(0, 1, 2))(*parameters) for g in (f, plain))
         torch.testing.assert_close(got, want)
+    jacrev, jacfwd = torch.func.jacrev, torch.func.jacfwd
+    for first, *others in ((jacfwd, jacfwd), (jacrev, jacfwd), (jacrev, jacfwd, jacfwd), (jacfwd, jacrev, jacfwd)):
+        got, want = first(f, argnums=(0, 1, 2)), first(plain, argnums=(0, 1, 2))
+        for transform in others:
+            got, want = transform(got, argnums=1), transform(want, argnums=1)
+        torch.testing.assert_close(got(*parameters), want(*parameters))
     assert torch.autograd.gradcheck(f, leaves(rbm), check_forward_ad=True, check_backward_ad=False)
     stacked = tuple(torch.stack([p, 2 * p]).detach() for p in parameters)
     torch.testing.assert_close(
@@ -111,6 +117,33 @@ def test_memory_of_the_gradient_does_not_grow_with_the_number_of_states():
     assert rbm.W.grad.isfinite().all()
 
 
+def kept_by(tensors):
+    """What the graph of these holds: the hooks that would say so do not go with torch.func's vjp in a backward."""
+    nodes, seen, tensors_of = [t.grad_fn for t in tensors], set(), {}
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [n for n, _ in node.next_functions]
+        for name in dir(node):
+            if name.startswith("_saved_") or name == "saved_tensors":
+                value = getattr(node, name)
+                for x in value if isinstance(value, tuple) else (value,):
+                    if isinstance(x, torch.Tensor):
+                        tensors_of[x.data_ptr()] = x
+    return tensors_of.values()
+
+
+def test_memory_of_higher_derivatives_does_not_either():
+    rbm = RBM(400, 15)
+    grads = torch.autograd.grad(rbm.log_partition(), list(rbm.parameters()), create_graph=True)
+    # the sums of 8 chunks, each with three gradients, are all
+    assert sum(x.numel() for x in kept_by(grads)) < 40 * rbm.W.numel(), "2^15 states times 400 units are 13 million"
+    sum(g.sum() for g in grads).backward()
+    assert rbm.W.grad.isfinite().all()
+
+
 def test_a_constant_log_partition_has_no_gradient_and_says_so():
     rbm = machine(5, 4)
     v = binary(3, 5)
@@ -137,6 +170,34 @@ def test_a_log_partition_with_a_gradient_brings_it_along():
     got = torch.autograd.grad(rbm.log_prob(v, log_partition=rbm.log_partition()).sum(), list(rbm.parameters()))
     want = torch.autograd.grad(rbm.log_prob(v).sum(), list(rbm.parameters()))
     torch.testing.assert_close(got, want)
+
+
+def test_a_log_partition_that_any_level_differentiates_brings_its_gradient_along():
+    """Also where the innermost transform is another one."""
+    rbm = machine(4, 3)
+    v, stacked = binary(3, 4), torch.stack([rbm.W, 2 * rbm.W]).detach()
+
+    def given(W, v):
+        values = {"W": W, "vbias": rbm.vbias.detach(), "hbias": rbm.hbias.detach()}
+        return torch.func.functional_call(WithLogPartition(), {f"rbm.{n}": x for n, x in values.items()}, (v,))
+
+    class WithLogPartition(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rbm = rbm
+
+        def forward(self, v):
+            return self.rbm.log_prob(v, log_partition=self.rbm.log_partition()).sum()
+
+    def own(W, v):
+        return torch.func.functional_call(rbm, {"W": W}, (v,)).sum()
+
+    rbm.forward = rbm.log_prob
+    for outer, inner in itertools.product((torch.func.jacrev, torch.func.jacfwd), repeat=2):
+        got, want = (outer(inner(f, argnums=1), argnums=0)(rbm.W.detach(), v) for f in (given, own))
+        torch.testing.assert_close(got, want)
+        got, want = (outer(torch.vmap(f, (0, None)))(stacked, v) for f in (given, own))
+        torch.testing.assert_close(got, want)
 
 
 def test_log_prob_keeps_its_dtype():
@@ -180,8 +241,17 @@ def test_what_draws_states_has_no_gradient():
         assert not out.requires_grad
     assert not rbm.pseudo_likelihood(v).requires_grad
     f = as_function(rbm, "pseudo_likelihood", v, exact=True)
-    with pytest.raises(RuntimeError, match="pseudo_likelihood: has no gradient"):
-        torch.func.jacrev(f)(*leaves(rbm))
+    stacked = [torch.stack([p, p]) for p in leaves(rbm)]
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        for asked, at in ((f, leaves(rbm)), (torch.vmap(f), stacked)):
+            with pytest.raises(RuntimeError, match="pseudo_likelihood: has no gradient"):
+                transform(asked)(*at)
+    torch.testing.assert_close(torch.vmap(f)(*stacked)[1], f(*leaves(rbm)))
+
+    def beside(x):  # neither the live module nor what is made inside of a transform is differentiated by it
+        return x.sum() + rbm.pseudo_likelihood(1 - torch.zeros(2, 4)).sum()
+
+    torch.testing.assert_close(torch.func.grad(beside)(v), torch.ones_like(v))
 
 
 def test_the_kept_weights_of_the_loss_are_right_after_any_use():
