@@ -162,13 +162,7 @@ def phases(python: str, work: Path, out: Path) -> list[Phase]:
         ),
         Phase(
             "tests",
-            lambda _: [
-                *pytest,
-                *(["-n", workers] if parallel else []),
-                "--ignore",
-                small,
-                "tests",
-            ],
+            lambda _: [*pytest, *(["-n", workers] if parallel else []), "--ignore", small, "tests"],
             *(25, 200),
             judge_tests,
             environment=until,
@@ -177,15 +171,7 @@ def phases(python: str, work: Path, out: Path) -> list[Phase]:
         sanitize("racecheck"),
         Phase(
             "report",
-            # The tables, made of what was measured even where the benchmarks were stopped; the registers and spills.
-            lambda _: [
-                *(
-                    "bash",
-                    "-c",
-                    '"$0" -m benchmarks --load "$1" >/dev/null; "$0" scripts/cuda_report.py --log "$2" --out "$3"',
-                ),
-                *(python, str(results), str(work / "build.log"), str(work / "kernels.json")),
-            ],
+            lambda _: ["bash", "-c", REPORT, python, *map(str, (results, work / "build.log", work / "kernels.json"))],
             *(2, 30),
             lambda code, log: ("failed" if code else "passed", last("kernels, ", log)),
         ),
