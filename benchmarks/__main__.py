@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,8 @@ from genfast import _native
 
 from . import machine, plots, report
 from .journal import Journal
-from .runner import LOST, USAGE, Limits, empty_compile_cache, run, survive
+from .runner import LOST, USAGE, Limits, available, empty_compile_cache, run, survive
 from .timing import Options, Result
-
-
-def available() -> list[str]:
-    """Names of the benchmarks: the files bench_<name>.py beside this one."""
-    folder = str(Path(__file__).parent)
-    return sorted(m.name.removeprefix("bench_") for m in pkgutil.iter_modules([folder]) if m.name.startswith("bench_"))
 
 
 def parser() -> argparse.ArgumentParser:

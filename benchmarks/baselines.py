@@ -93,17 +93,19 @@ def stack_case(
     def forward(function: Callable[..., object]) -> Callable[[], object]:
         return lambda: function(*inputs)
 
-    on_cpu = None if options.cuda else 1.0
     contenders = [
         Contender("genfast", forward_backward(ours, inputs, grads), forward=forward(ours)),
         Contender(
-            "eager", forward_backward(theirs, inputs, grads), target=on_cpu and target, forward=forward(theirs),
+            "eager",
+            forward_backward(theirs, inputs, grads),
+            target=None if options.cuda else target,
+            forward=forward(theirs),
             saved_target=10.0,
         ),
-    ]  # fmt: skip
+    ]
     if options.compile:
         run = forward_backward(compiled(theirs), inputs, grads)
-        contenders.append(Contender("torch.compile", run, target=on_cpu and 4.0))
+        contenders.append(Contender("torch.compile", run, target=None if options.cuda else 4.0))
     return Case(
         ours.__name__,
         f"K={layers}, D={dim}, {rows:,} rows, forward+backward",

@@ -6,6 +6,7 @@ import dataclasses
 import faulthandler
 import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -22,10 +24,21 @@ from . import report
 from .journal import Journal
 from .timing import Case, Options, Result, measure
 
-__all__ = ["LOST", "USAGE", "Limits", "empty_compile_cache", "run", "survive"]
+__all__ = ["LOST", "USAGE", "Limits", "available", "empty_compile_cache", "module", "run", "survive"]
 
 USAGE, LOST = 2, 3
 """Exit codes: of wrong arguments, and of a run that needs a fresh process."""
+
+
+def available() -> list[str]:
+    """Names of the benchmarks: the files bench_<name>.py beside this one."""
+    folder = str(Path(__file__).parent)
+    return sorted(m.name.removeprefix("bench_") for m in pkgutil.iter_modules([folder]) if m.name.startswith("bench_"))
+
+
+def module(name: str) -> ModuleType:
+    """The file of a benchmark."""
+    return importlib.import_module(f".bench_{name}", __package__)
 
 
 @dataclasses.dataclass
@@ -82,9 +95,7 @@ def run(names: Sequence[str], options: Options, journal: Journal, limits: Limits
     x = torch.ones(64, 64, device=options.device, requires_grad=True)
     torch.autograd.grad((x @ x).exp().sum(), [x])
     waiting = collections.deque(
-        Benchmark(name, importlib.import_module(f".bench_{name}", __package__).cases(options))
-        for name in names
-        if not journal.ended(name)
+        Benchmark(name, module(name).cases(options)) for name in names if not journal.ended(name)
     )
     while waiting and limits.left() > 0:
         benchmark = waiting.popleft()

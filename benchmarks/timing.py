@@ -74,7 +74,6 @@ class Contender:
     name: what the table calls it: "genfast", "eager", "torch.compile", or a library.
     run: does the whole work once and returns the tensors by which the contenders are compared.
     target: genfast is meant to be at least this many times faster; None where nothing is promised.
-    compiled: goes through torch.compile (left out by --no-compile).
     forward: the forward pass alone, returning outputs with their graph; given where the bytes that a
         forward pass keeps for its backward are reported too.
     saved_target: genfast is meant to keep at most 1 / saved_target of this contender's bytes.
@@ -86,7 +85,6 @@ class Contender:
     name: str
     run: Callable[[], Sequence[torch.Tensor]]
     target: float | None = None
-    compiled: bool = False
     forward: Callable[[], object] | None = None
     saved_target: float | None = None
     once: bool = False
