@@ -16,6 +16,9 @@ from .journal import Journal
 from .runner import LOST, USAGE, Limits, available, empty_compile_cache, run, survive
 from .timing import Options, Result
 
+MEASURED_WITH = ("device", "threads", "quick", "torch", "instruction_set")
+"""What the results of one table have in common."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The arguments, shown by --help."""
@@ -23,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         prog="genfast bench",
         description="Compares genfast with eager PyTorch, torch.compile and other libraries on this machine. "
         "Exits with 1 where outputs disagree or a case fails.",
+        allow_abbrev=False,  # survive() hands these words on
     )
     p.add_argument("names", nargs="*", metavar="NAME", help=f"which to run (all): {', '.join(available())}")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
@@ -79,14 +83,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = checked(p, args)
         path = args.out / f"{options.device.type}.jsonl"
         limits = Limits(args.time_limit, args.case_limit)
+        try:
+            journal = Journal(path, "resume" if args.resume else "new")
+        except (OSError, ValueError) as error:
+            p.error(f"--out: cannot keep results in {path}: {error}")
         if args.survive:
-            code, finished = survive(path, limits)
-            if finished or code == USAGE:
+            code, over = survive(path, limits)
+            if over or code == USAGE:
                 return code
         else:
             torch.set_num_threads(options.threads)
-            journal = Journal(path, "resume" if args.resume else "new")
-            journal.machine(introduced(options))
+            state = introduced(options)
+            for key in MEASURED_WITH:
+                before = journal.state.get(key)
+                if journal.state and before != state[key]:
+                    p.error(f"--resume: {path} was measured with {key}={before}, now it is {state[key]}")
+            journal.machine(state)
             with empty_compile_cache():
                 if not run(args.names or available(), options, journal, limits):
                     return LOST

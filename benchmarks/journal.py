@@ -35,8 +35,11 @@ class Journal:
             return
         text = path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]  # the last line may have been cut short
-        for line in whole.splitlines():
-            self._take(json.loads(line))
+        try:
+            for line in whole.splitlines():
+                self._take(json.loads(line))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError("it is no journal of benchmarks") from error
         if mode == "resume" and whole != text:
             path.write_text(whole, encoding="utf-8")
         self._bury()

@@ -163,9 +163,16 @@ def save(results: Sequence[Result], machine: dict[str, Any], folder: Path, stem:
 
 
 def load(path: Path) -> tuple[list[Result], dict[str, Any]]:
-    """Reads what `save` wrote as JSON, or the journal of a run, finished or not."""
+    """Reads what `save` wrote as JSON, or the journal of a run, finished or not.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is a journal that holds no run, or something else.
+    """
     if path.suffix == ".jsonl":
         journal = Journal(path, "read")
+        if not journal.state:
+            raise ValueError("no run has begun")
         return journal.results(), journal.state
     document = json.loads(path.read_text(encoding="utf-8"))
     return [Result.of(result) for result in document["results"]], document["machine"]

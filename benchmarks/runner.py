@@ -168,13 +168,12 @@ def device_lost(device: torch.device) -> bool:
 
 
 def survive(path: Path, limits: Limits) -> tuple[int, bool]:
-    """Runs this command in a process of its own, and again behind a case that ended it.
+    """Runs this command in a process of its own, and again behind a case that ended it; each goes on with the journal.
 
     Returns:
-        The last exit code, and whether that run came to its end.
+        The last exit code, and whether there is nothing to tell: that run came to its end, or none has begun.
     """
     command = ["--resume" if word == "--survive" else word for word in sys.orig_argv]
-    Journal(path)
     measured = -1
     while True:
         rest = ["--time-limit", f"{max(limits.left(), 0.001):.3f}"] if limits.seconds else []
@@ -186,5 +185,5 @@ def survive(path: Path, limits: Limits) -> tuple[int, bool]:
         measured = len(journal.results())
         if code == USAGE or stuck or limits.left() == 0:
             print(f"the benchmarks ended with {code}", file=sys.stderr)
-            return code or 1, False
+            return code or 1, not journal.state
         print(f"the benchmarks ended with {code}; going on behind that case", file=sys.stderr, flush=True)

@@ -99,6 +99,8 @@ def test_plot(tmp_path):
         (["--device", "toaster"], "--device must be cpu, cuda or cuda:N"),
         (["--device", "meta"], "--device must be cpu, cuda or cuda:N"),
         (["--load", "absent.json"], "cannot read results"),
+        (["--load", os.devnull + "/absent.jsonl"], "cannot read results"),
+        (["--out", os.devnull], "cannot keep results in"),
     ],
 )
 def test_bad_arguments_are_one_sentence(argv, message, capsys):

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import __main__ as command
 from benchmarks import report, runner
 from benchmarks.journal import Journal
 from benchmarks.timing import Case, Contender, Options, Row, measure
@@ -105,6 +107,47 @@ def test_usage_errors_are_not_repeated(tmp_path):
     done = drive(tmp_path, "nonsense", "--survive")
     assert done.returncode == 2
     assert done.stderr.count("no benchmark is called") == 1
+
+
+def test_surviving_goes_on_with_a_run_only_where_asked(tmp_path, monkeypatch):
+    path = tmp_path / "cpu.jsonl"
+    journal = Journal(path)
+    journal.machine({"threads": 2})
+    result = runner.Result("op", "label", [], problem="x")
+    journal.done("x", 0, result)
+    monkeypatch.setattr(runner.subprocess, "run", lambda command, check: types.SimpleNamespace(returncode=9))
+    assert command.main(["--resume", "--survive", "--out", str(tmp_path)]) == 9
+    assert Journal(path, "read").results() == [result]
+    assert command.main(["--survive", "--out", str(tmp_path)]) == 9  # the processes end before they begin
+    assert Journal(path, "read").results() == []
+
+
+def test_words_that_are_handed_on_are_whole(capsys):
+    with pytest.raises(SystemExit):
+        command.parser().parse_args(["--surv"])
+    assert "unrecognized arguments: --surv" in capsys.readouterr().err
+
+
+def test_results_of_different_settings_are_not_mixed(tmp_path, capsys):
+    Journal(tmp_path / "cpu.jsonl").machine({"device": "cpu", "threads": 3})
+    before = (tmp_path / "cpu.jsonl").read_text()
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--resume", "--threads", "1", "--out", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert "was measured with threads=3, now it is 1" in capsys.readouterr().err
+    assert (tmp_path / "cpu.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("line", ["", '{"event": "done"', '{"event": "done", "name": "x"}', "[]", "hello"])
+def test_what_is_no_journal_is_refused(tmp_path, line, capsys):
+    path = tmp_path / "cpu.jsonl"
+    path.write_text(f"{line}\n" if line else "")
+    for argv in (["--load", str(path), "--markdown", "README.md"], ["--resume", "--out", str(tmp_path)]):
+        if line or "--load" in argv:
+            with pytest.raises(SystemExit) as exit_:
+                command.main(argv)
+            assert exit_.value.code == 2
+            assert f"{path}: {'it is no journal' if line else 'no run has begun'}" in capsys.readouterr().err
 
 
 def raising():
