@@ -1,4 +1,4 @@
-"""Imports run one way, through the whole package."""
+"""Imports run one way, through the whole package and its benchmarks."""
 
 import ast
 from pathlib import Path
@@ -7,16 +7,16 @@ import pytest
 
 import genfast
 
-PACKAGE = Path(genfast.__file__).parent
+ROOT = Path(genfast.__file__).parent.parent
 
 # A part imports those that stand on an earlier line, itself, and nothing else of genfast.
 ORDER = [
-    ("reference",),
-    ("_",),  # the files genfast/_*.py: they may use each other, without circles
+    ("reference", "_"),  # _: the files genfast/_*.py, which may use each other, without circles
     ("data", "ops"),
     ("boltzmann", "flows", "vae", "energy", "autoregressive", "patch"),  # none of these imports another
     ("recipes",),
     ("training",),
+    ("benchmarks",),
     ("cli",),
     ("__main__",),
 ]
@@ -24,10 +24,10 @@ RANK = {part: i for i, line in enumerate(ORDER) for part in line}
 
 
 def modules():
-    """The source of each module of the package, by its dotted name."""
+    """The source of each module, by its dotted name."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    for path in sorted(path for folder in ("genfast", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return {name: path for name, path in found.items() if not name.startswith("genfast.benchmarks")}
 
@@ -62,8 +62,8 @@ def imported(name, path):
 
 
 def part(name):
-    if "." not in name:
-        return "genfast"
+    if not name.startswith("genfast."):
+        return name.split(".")[0]
     first = name.split(".")[1]
     return "_" if first.startswith("_") and first != "__main__" else first
 
