@@ -145,11 +145,12 @@ def test_a_wrong_checksum_is_refused(mirror, nowhere):
         (idx(np.zeros((4, 28, 28)))[:1000], "holds 984 bytes of data, its header says 3136"),
         (b"\0\0\x08\x03\0\0", "ends within its header"),
         (gzip.compress(idx(np.zeros((4, 28, 28))))[:40], "cannot read"),
+        (gzip.compress(b"")[:10] + b"\7" * 40, "cannot read.*invalid block type"),
         (idx(np.zeros((4, 14, 14))), r"shapes \[4, 14, 14\] and \[7\], want \[N, 28, 28\]"),
         (idx(np.zeros((4, 28, 28))), r"shapes \[4, 28, 28\] and \[7\]"),
     ],
     # Not made of the bytes: gzip's hold the time, and xdist wants the same tests in every worker.
-    ids=["empty", "text", "short", "header", "cut gzip", "small images", "few images"],
+    ids=["empty", "text", "short", "header", "cut gzip", "damaged gzip", "small images", "few images"],
 )
 def test_broken_files_are_named(nowhere, monkeypatch, content, message):
     write_images(nowhere / "mnist", packed=True)
