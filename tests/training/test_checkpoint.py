@@ -1,5 +1,6 @@
 """Checkpoints that were altered, or made by the first format: refused with a reason, or gone on with bit for bit."""
 
+import contextlib
 import copy
 import warnings
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import genfast
+from genfast._errors import RunError
 from genfast.training.checkpoint import CHECKPOINT, FORMAT, load_checkpoint
 
 QUICK = {"device": "cpu", "batch_size": 16, "log_every": 5, "progress": False}
@@ -90,6 +92,21 @@ def test_a_state_of_the_optimiser_with_another_shape_is_refused(saved):
     optimizer["state"][0]["momentum_buffer"] = torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"does not fit the optimiser: momentum_buffer has shape \[2, 2\]"):
         genfast.fit("rbm", out=store(optimizer=optimizer), resume=True, steps=9, **QUICK)
+
+
+def test_a_file_damaged_anywhere_is_refused(pristine, tmp_path):
+    """In the directory of the zip file 8 and 14 name compressions that its parts do not have."""
+    whole, path = (pristine / CHECKPOINT).read_bytes(), tmp_path / CHECKPOINT
+    directory = whole.index(b"PK\1\2")
+    refused = 0
+    for at in range(directory, whole.index(b"PK\1\2", directory + 4)):
+        for byte in (8, 14, 255):
+            path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+            with contextlib.suppress(RunError):  # what is damaged may be of no use
+                load_checkpoint(path)
+                continue
+            refused += 1
+    assert refused > 50
 
 
 # -- runs of format 1 -------------------------------------------------------------------------------------------------
