@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from genfast._optional import require
@@ -130,6 +131,22 @@ def draw_density(axes: Any, title: str, density: np.ndarray, extent: tuple[float
     mass = np.sort(density, axis=None)
     top = mass[min(np.searchsorted(np.cumsum(mass), 0.98 * mass.sum()), mass.size - 1)] or None
     axes.imshow(density, origin="lower", extent=extent, cmap="viridis", vmin=0, vmax=top, interpolation="bilinear")
+    _frame(axes, title, extent)
+
+
+def grid_lines(low: float, high: float, n: int = 25, points: int = 300) -> Tensor:
+    """n horizontal and n vertical lines of the square [low, high]^2 as points, `[2, n, points, 2]`, in float64."""
+    at = torch.linspace(low, high, n, dtype=torch.float64)
+    along = torch.linspace(low, high, points, dtype=torch.float64)
+    horizontal = torch.stack(torch.meshgrid(along, at, indexing="xy"), -1)
+    return torch.stack([horizontal, horizontal.flip(-1)])
+
+
+def draw_grid(axes: Any, title: str, lines: Tensor, extent: tuple[float, float, float, float]) -> None:
+    """The lines of `grid_lines`, or what a map makes of them: one colour a family."""
+    for family, colour in zip(lines.numpy(), ("tab:red", "tab:orange"), strict=True):
+        for line in family:
+            axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.7, alpha=0.8)
     _frame(axes, title, extent)
 
 

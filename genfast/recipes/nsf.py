@@ -8,6 +8,8 @@ from genfast.flows import SplineCoupling, half_mask
 from genfast.recipes._flow import DATA_HELP, FlowOptions, FlowRecipe
 from genfast.recipes._options import option
 
+_IMAGES = {"batch_size": 256, "lr": 1e-3, "hidden": 128, "layers": 6}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NSFOptions(FlowOptions):
@@ -15,9 +17,10 @@ class NSFOptions(FlowOptions):
 
     data: str = option("moons", DATA_HELP)
     steps: int | None = option(2000, "Updates, instead of epochs.", at_least=1)
-    lr: float = option(3e-3, "Learning rate of Adam.", above=0)
-    layers: int = option(4, "Coupling layers.", at_least=1)
-    hidden: int = option(64, "Hidden units of each of a conditioner's two layers.", at_least=1)
+    batch_size: int = option(512, "Rows an update, in each process.", at_least=1, shown="512; images: 256")
+    lr: float = option(3e-3, "Learning rate of Adam.", above=0, shown="0.003; images: 0.001")
+    layers: int = option(4, "Coupling layers.", at_least=1, shown="4; images: 6")
+    hidden: int = option(64, "Hidden units of each of a conditioner's two layers.", at_least=1, shown="64; images: 128")
     bins: int = option(8, "Bins of a spline.", at_least=2)
     bound: float = option(5.0, "The splines live on [-bound, bound]; outside they are the identity.", above=0)
 
@@ -26,6 +29,7 @@ class Recipe(FlowRecipe[NSFOptions]):
     """See `genfast.flows.SplineCoupling`."""
 
     Options = NSFOptions
+    image_presets = _IMAGES
 
     def layers(self) -> list[nn.Module]:
         """Couplings that move the last half and the first half in turn."""

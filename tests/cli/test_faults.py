@@ -42,10 +42,12 @@ def refused(result, *words, code=1):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "gan"], ["unknown model 'gan'", "nsf, planar, rbm, realnvp"]),
+        (["train", "gan"], ["unknown model 'gan'", ", planar, "]),
         (["train", "rbm", "--data", "cifar"], ["unknown data set 'cifar'", "digits"]),
         (["train", "rbm", "--data", "u1"], ["an RBM learns binary images, not u1"]),
-        (["train", "planar", "--data", "digits"], ["planar trains on the plane, not on digits"]),
+        (["train", "planar", "--data", "u1", "--logit", "0.1"], ["--logit: u1 is a density, want rows of data"]),
+        (["train", "nsf", "--data", "moons", "--logit", "0.1"], ["--logit: moons has values from", "want [0, 1]"]),
+        (["train", "nsf", "--logit", "0.1", "--standardize"], ["--logit and --standardize: got both"]),
         (["train", "rbm", "--data", "missing.npy"], ["there is no file missing.npy"]),
         (["train", "rbm", "--epochs", "0"], ["--epochs: got 0, want at least 1"]),
         (["train", "rbm", "--batch-size", "-3"], ["--batch-size: got -3"]),

@@ -8,7 +8,7 @@ import torch
 
 import genfast
 from genfast.flows import Standardize, StandardNormal
-from genfast.recipes._flow import grid_step, grid_steps
+from genfast.recipes._grid import grid_step, grid_steps
 
 QUICK = {"device": "cpu", "progress": False, "log_every": 50}
 
