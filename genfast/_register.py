@@ -21,7 +21,10 @@ library = torch.library.Library("genfast", "DEF")
 HALF = (torch.float16, torch.bfloat16)
 
 _C = torch._C
-_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
+_TYPES = {
+    Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool", list[int]: "int[]",
+    list[float]: "float[]",
+}  # fmt: skip
 
 
 def define(

@@ -1,6 +1,7 @@
 """The ops: differentiable functions on tensors, each backed by one fused kernel."""
 
 from genfast.ops.coupling import additive_coupling, affine_coupling
+from genfast.ops.masked_autoregressive import masked_autoregressive_inverse
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
 from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
@@ -9,6 +10,7 @@ from genfast.ops.rq_spline import rational_quadratic_spline
 __all__ = [
     "additive_coupling",
     "affine_coupling",
+    "masked_autoregressive_inverse",
     "planar_constrain_u",
     "planar_flow",
     "planar_flow_inverse",
