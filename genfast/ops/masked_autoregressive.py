@@ -257,7 +257,7 @@ def masked_autoregressive_inverse(
             if value is not None:
                 raise ValueError(f"{name}: kind {kind!r} has no such constant")
         rq_spline._check_options(  # noqa: SLF001
-            z, (n_params + 1) // 3, bound, "linear", min_bin_width, min_bin_height, min_derivative, False
+            z, (n_params + 1) // 3, bound, min_bin_width, min_bin_height, min_derivative, False
         )
         index = len(_MAPS)
         numbers = (

@@ -1,5 +1,7 @@
 """Monotone rational-quadratic splines (Durkan et al., Neural Spline Flows, 2019) in plain PyTorch."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,13 +10,13 @@ from torch.nn import functional as F
 MIN_SLOPE, MAX_SLOPE = 2.0**-30, 2.0**30
 
 
-def _bins(logits: Tensor, bound: float, min_size: float) -> tuple[Tensor, Tensor]:
+def _bins(logits: Tensor, start: float, end: float, min_size: float) -> tuple[Tensor, Tensor]:
     """Left knots and sizes of the bins, both [..., K]."""
     n = logits.shape[-1]
     # also where no minimum is asked for, a bin is not empty
     least = max(min_size, 2.0**-50 if logits.dtype == torch.float64 else 2.0**-30)
-    sizes = 2 * bound * (least + (1 - min_size * n) * logits.softmax(-1))
-    knots = F.pad(sizes.cumsum(-1)[..., :-1], (1, 0)) - bound
+    sizes = (end - start) * (least + (1 - min_size * n) * logits.softmax(-1))
+    knots = F.pad(sizes.cumsum(-1)[..., :-1], (1, 0)) + start
     return knots, sizes
 
 
@@ -27,6 +29,43 @@ def _unit(t: Tensor) -> Tensor:
     return t + (t.clamp(0, 1) - t).detach()
 
 
+def _soft_clip(t: Tensor, limit: float) -> Tensor:
+    """t / (1 + |t| / limit); infinity counts as a large number."""
+    t = t.clamp(-(2.0**60), 2.0**60)
+    return t / (1 + (t / limit).abs())
+
+
+def edge_slope(dialect: str, min_derivative: float, enable_identity_init: bool = False) -> float:
+    """The slope at the ends of linear tails."""
+    if dialect == "pyro":
+        return 1 - min_derivative
+    if not enable_identity_init:
+        return 1.0
+    # nflows pads raw slopes with that of a slope of 1, which softplus with another beta then takes to another slope
+    beta = math.log(2) / (1 - min_derivative)
+    return min_derivative + math.log1p(math.expm1(1 - min_derivative) ** beta) / beta
+
+
+def _slopes(
+    raw: Tensor, bins: int, tails: str | None, dialect: str, min_derivative: float, enable_identity_init: bool
+) -> Tensor:
+    """The slopes at the knots 0 .. K."""
+    if tails == "linear":
+        raw = raw[..., :bins]
+    if dialect == "zuko":
+        slopes = _soft_clip(raw, -math.log(min_derivative)).exp()
+    else:
+        beta = math.log(2) / (1 - min_derivative) if enable_identity_init else 1.0
+        slopes = min_derivative + F.softplus(beta * raw) / beta
+    slopes = slopes.clamp(MIN_SLOPE, MAX_SLOPE)
+    if tails == "circular":
+        return torch.cat([slopes, slopes[..., :1]], -1)
+    if tails == "linear":
+        edge = edge_slope(dialect, min_derivative, enable_identity_init)
+        return F.pad(slopes, (1, max(0, bins - raw.shape[-1])), value=edge)
+    return slopes
+
+
 def rational_quadratic_spline(
     x: Tensor,
     widths: Tensor,
@@ -34,23 +73,35 @@ def rational_quadratic_spline(
     derivatives: Tensor,
     *,
     bound: float = 3.0,
-    min_bin_width: float = 1e-3,
-    min_bin_height: float = 1e-3,
+    tails: str | None = "linear",
+    box: tuple[float, float, float, float] | None = None,
+    dialect: str = "nflows",
+    min_bin_width: float | None = None,
+    min_bin_height: float | None = None,
     min_derivative: float = 1e-3,
+    enable_identity_init: bool = False,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `genfast.ops.rational_quadratic_spline`; x [...], parameters [..., K] that broadcast to it."""
+    """See `genfast.ops.rational_quadratic_spline`; x [...], parameters [..., K] that broadcast to it.
+
+    `box` is (left, right, bottom, top). `tails` may be "own" too: all K + 1 slopes, and the identity outside.
+    """
     out_dtype = x.dtype
     if out_dtype in (torch.float16, torch.bfloat16):
         x, widths, heights, derivatives = (t.float() for t in (x, widths, heights, derivatives))
-    n = widths.shape[-1]
-    left, width = _bins(widths, bound, min_bin_width)
-    bottom, height = _bins(heights, bound, min_bin_height)
-    slopes = (min_derivative + F.softplus(derivatives[..., :n])).clamp(MIN_SLOPE, MAX_SLOPE)
-    slopes = F.pad(slopes, (1, max(0, n - derivatives.shape[-1])), value=1.0)  # knots 0 .. K
+    least = 0.0 if dialect == "zuko" else 1e-3
+    min_bin_width, min_bin_height = (least if m is None else m for m in (min_bin_width, min_bin_height))
+    x_start, x_end, y_start, y_end = box or (-bound, bound, -bound, bound)
+    if dialect == "zuko":
+        limit = -0.5 * math.log(min_derivative)
+        widths, heights = _soft_clip(widths, limit), _soft_clip(heights, limit)
+    left, width = _bins(widths, x_start, x_end, min_bin_width)
+    bottom, height = _bins(heights, y_start, y_end, min_bin_height)
+    slopes = _slopes(derivatives, widths.shape[-1], tails, dialect, min_derivative, enable_identity_init)
 
-    inside = (x >= -bound) & (x <= bound)
-    v = torch.where(inside, x, torch.zeros_like(x))
+    start, end = (y_start, y_end) if inverse else (x_start, x_end)
+    inside = (x >= start) & (x <= end)
+    v = torch.where(inside, x, torch.full_like(x, start))
     index = (v.unsqueeze(-1) >= (bottom if inverse else left)[..., 1:]).sum(-1, keepdim=True)
     left, width, bottom, height = (_pick(t, index) for t in (left, width, bottom, height))
     delta = height / width
@@ -77,5 +128,7 @@ def rational_quadratic_spline(
         y, log_det = left + width * theta, -log_det
     else:
         y = bottom + height * (theta * theta + a * t) / den
-    flat = torch.where(x.isnan(), x, torch.zeros_like(x))
-    return torch.where(inside, y, x).to(out_dtype), torch.where(inside, log_det, flat)
+    outside = torch.full_like(x, torch.nan if tails is None else 0.0)
+    flat = torch.where(x.isnan(), x, outside)
+    beyond = outside if tails is None else x
+    return torch.where(inside, y, beyond).to(out_dtype), torch.where(inside, log_det, flat)

@@ -71,9 +71,9 @@ class TestRationalQuadraticSpline(OpTests):
                 lambda t: {"derivatives": t["derivatives"][:, :3]}, ValueError,
                 "derivatives: got 3 a number, want at least K - 1 = 4",
             ),
-            "circular tails": BadInput(
-                lambda t: {"tails": "circular"}, ValueError,
-                r"tails: got 'circular', want 'linear' \(the identity outside \[-bound, bound\]\)",
+            "unknown tails": BadInput(
+                lambda t: {"tails": "cubic"}, ValueError,
+                "tails: got 'cubic', want 'linear', 'circular', None, or one of the first two a feature",
             ),
             "negative bound": BadInput(
                 lambda t: {"bound": -1.0}, ValueError,
@@ -420,10 +420,12 @@ OPTIONS = ["bound", "min_bin_width", "min_bin_height", "min_derivative"]
 
 @pytest.mark.parametrize("name", [*OPTIONS, "inverse"])
 def test_options_are_numbers(name):
-    """A tensor would get no gradient, and silently so."""
+    """A tensor would get no gradient, and silently so; a bound that is one has one."""
     x, params = torch.zeros(2), torch.zeros(23)
     wanted = "a bool" if name == "inverse" else r"a number \(it has no gradient\)"
     for value in (torch.tensor(0.1), torch.tensor(0.1, requires_grad=True), "0.1", None, 1j):
+        if (name == "bound" and isinstance(value, torch.Tensor)) or (name.startswith("min_bin") and value is None):
+            continue
         with pytest.raises(TypeError, match=f"^{name}: got {type(value).__name__}, want {wanted}$"):
             spline(x, params=params, **{name: value})
     if name != "inverse":

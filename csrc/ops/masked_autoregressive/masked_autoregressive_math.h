@@ -134,7 +134,10 @@ struct MaskedConstants {
     c.n_params = m.n_params;
     if (c.is_spline) {
       const int64_t bins = (m.n_params + 1) / 3;
-      c.spline = rq_constants<T>(bins, bins - 1, m.c0, m.c1, m.c2, m.c3);
+      RqSplineOptions o{};
+      o.left = o.bottom = -m.c0, o.right = o.top = m.c0;
+      o.min_width = m.c1, o.min_height = m.c2, o.min_slope = m.c3;
+      c.spline = rq_constants<T>(bins, bins - 1, o);
       c.logits = static_cast<T>(m.c4);
     } else {
       c.scale_map = static_cast<ScaleMap>(m.kind);
@@ -238,9 +241,8 @@ GF_HD MaskedBin<R> masked_bin(const MaskedConstants<scalar_t<R>>& c, R z, const 
 
 template <bool kInverse, class R>
 GF_HD Mapped<R> masked_spline(const MaskedConstants<scalar_t<R>>& c, R z, const MaskedParams<R>& p) {
-  const R bound(c.spline.axis.bound);
-  const auto inside = (z >= -bound) & (z <= bound);
-  const MaskedBin<R> b = masked_bin<kInverse>(c, select(inside, z, R(0)), p);
+  const auto inside = rq_inside<kInverse>(z, c.spline);
+  const MaskedBin<R> b = masked_bin<kInverse>(c, rq_inner<kInverse>(z, c.spline), p);
   const RqPoint<R> q = rq_evaluate<kInverse>(b.bin, b.low.d, b.high.d, c.spline);
   return {select(inside, q.y, z), select(inside, q.log_det, select(z == z, R(0), z))};
 }
@@ -249,17 +251,17 @@ template <bool kInverse, class R>
 GF_HD R masked_spline_adjoint(const MaskedConstants<scalar_t<R>>& c, R z, R grad_x, R grad_log_det,
                               const MaskedParams<R>& p) {
   using I = RqIndex<R>;
-  const R bound(c.spline.axis.bound), zero(0);
-  const auto inside = (z >= -bound) & (z <= bound);
-  const MaskedBin<R> b = masked_bin<kInverse>(c, select(inside, z, zero), p);
+  const R zero(0);
+  const auto inside = rq_inside<kInverse>(z, c.spline);
+  const MaskedBin<R> b = masked_bin<kInverse>(c, rq_inner<kInverse>(z, c.spline), p);
   const RqPoint<R> q = rq_evaluate<kInverse>(b.bin, b.low.d, b.high.d, c.spline);
   const RqAdjoint<R> g = rq_adjoint<kInverse>(q, select(inside, grad_x, zero), select(inside, grad_log_det, zero));
   const int bins = c.spline.bins;
   const MaskedParams<R> w = p, h = p.from(bins), d = p.from(2 * bins);
   const R factor(c.logits);
-  rq_softmax_adjoint<0>(w, b.bin.k, b.bin.scale_w, b.r_w, g.x, g.w, b.bin.e_w, c.spline,
+  rq_softmax_adjoint<0>(w, b.bin.k, b.bin.scale_w, b.r_w, g.x, g.w, b.bin.e_w, c.spline.unit_w, bins,
                         [&](int j, R v) { w[j] = select(inside, v * factor, zero); });
-  rq_softmax_adjoint<0>(h, b.bin.k, b.bin.scale_h, b.r_h, g.y, g.h, b.bin.e_h, c.spline,
+  rq_softmax_adjoint<0>(h, b.bin.k, b.bin.scale_h, b.r_h, g.y, g.h, b.bin.e_h, c.spline.unit_h, bins,
                         [&](int j, R v) { h[j] = select(inside, v * factor, zero); });
   const R low = select(inside, g.d0 * b.low.derivative, zero), high = select(inside, g.d1 * b.high.derivative, zero);
   for (int j = 0; j < bins - 1; ++j)

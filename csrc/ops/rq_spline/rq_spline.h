@@ -12,7 +12,7 @@ namespace gf {
 // Numbers [groups, numbers] read parameters [groups, rows, ...]: number i of its group reads row (i / inner) % rows.
 struct RqSplineSizes {
   int64_t groups, numbers, rows, inner;
-  int64_t bins, slopes;  // slopes >= bins - 1; those past `bins` are not read
+  int64_t bins, slopes;  // as many slopes as the tails want; with linear ones more, those past `bins` not read
   int64_t packed;        // a row of params
   // Numbers from one row of parameters to the next: bins, bins, slopes, or the row of a packed tensor three times.
   int64_t stride_w, stride_h, stride_d;
@@ -20,8 +20,18 @@ struct RqSplineSizes {
   int64_t repeats;          // numbers that read one row
 };
 
+// What lies outside [left, right], and which slopes are given: the identity and the bins - 1 inner ones; the identity
+// and `bins`, of which the first is that of both ends; nothing (NaN) and all bins + 1; the identity and all.
+enum class RqTails : int32_t { linear, circular, none, own };
+
+// How raw slopes and logits are read: as nflows does, nflows with enable_identity_init, zuko, Pyro.
+enum class RqDialect : int32_t { nflows, identity, zuko, pyro };
+
 struct RqSplineOptions {
-  double bound, min_width, min_height, min_slope;
+  double left, right, bottom, top;
+  double min_width, min_height, min_slope;
+  RqTails tails;
+  RqDialect dialect;
   bool inverse;
 };
 

@@ -26,10 +26,15 @@ void describe_parameters(const Description<Args>& k) {
 template <class Args>
 void describe_options(const Description<Args>& k) {
   k.scalar(GF(size.inner));
-  k.scalar(GF(options.bound));
+  k.scalar(GF(options.left));
+  k.scalar(GF(options.right));
+  k.scalar(GF(options.bottom));
+  k.scalar(GF(options.top));
   k.scalar(GF(options.min_width));
   k.scalar(GF(options.min_height));
   k.scalar(GF(options.min_slope));
+  k.scalar(GF(options.tails));
+  k.scalar(GF(options.dialect));
   k.scalar(GF(options.inverse));
 }
 
@@ -41,9 +46,18 @@ void unpack(Parameters packed, int64_t bins, DType dtype, Parameters* widths, Pa
   *slopes = static_cast<Pointer>(packed) + 2 * bins * size_of(dtype);
 }
 
+// Slopes that the tails want: linear ones at least so many.
+int64_t wanted_slopes(RqTails tails, int64_t bins) {
+  return tails == RqTails::linear ? bins - 1 : tails == RqTails::circular ? bins : bins + 1;
+}
+
 // Sizes and strides of three tensors of parameters or, where there are no widths, of a packed one.
 template <class Args>
 bool is_packed(Args& a) {
+  const RqTails tails = a.options.tails;
+  if (tails < RqTails::linear || tails > RqTails::own || a.options.dialect < RqDialect::nflows ||
+      a.options.dialect > RqDialect::pyro)
+    throw std::invalid_argument("rq_spline: no such tails or dialect");
   RqSplineSizes& s = a.size;
   const bool packed = s.packed > 0, three = a.widths && a.heights && (a.slopes || s.slopes == 0);
   s.count = s.groups * s.numbers;
@@ -51,12 +65,16 @@ bool is_packed(Args& a) {
   if (s.all_rows > 0 && packed == three)
     throw std::invalid_argument("rq_spline: expected widths, heights and slopes, or params");
   if (packed) {
-    s.bins = (s.packed + 1) / 3;
-    s.slopes = s.bins - 1;
-    if (s.packed != 3 * s.bins - 1) throw std::invalid_argument("params: expected rows of 3 K - 1 numbers");
+    s.bins = (s.packed - wanted_slopes(tails, 0)) / 3;
+    s.slopes = s.packed - 2 * s.bins;
+    if (s.slopes != wanted_slopes(tails, s.bins))
+      throw std::invalid_argument(
+          "params: expected rows of 3 K numbers, one less with linear tails, one more with none");
   }
-  if (s.bins < 1 || s.bins > (1 << 24) || s.slopes < s.bins - 1 || s.slopes > (1 << 25))
-    throw std::invalid_argument("rq_spline: expected 1 to 2^24 bins, and no fewer slopes than inner knots");
+  const int64_t wanted = wanted_slopes(tails, s.bins);
+  if (s.bins < 1 || s.bins > (1 << 24) || s.slopes > (1 << 25) ||
+      (tails == RqTails::linear ? s.slopes < wanted : s.slopes != wanted))
+    throw std::invalid_argument("rq_spline: expected 1 to 2^24 bins, and as many slopes as the tails want");
   if (s.inner < 1 || (s.rows > 0 ? s.numbers % (s.rows * s.inner) : s.numbers) != 0)
     throw std::invalid_argument("rq_spline: expected numbers in whole runs of `inner` for each row of parameters");
   if (s.rows == 1 && s.numbers > 0) s.inner = s.numbers;

@@ -40,16 +40,15 @@ GF_HD Slopes<P> load_slopes(const T* d, int64_t stride, int slopes, typename P::
   if (slopes > 0) {
     typename P::Int rows[P::size];
     for (int i = 0; i < P::size; ++i) rows[i] = static_cast<typename P::Int>(i * stride);
-    typename P::IntVec row;
+    typename P::IntVec row, at = k + I::splat(c.first_slope), next = at + 1;
     memcpy(&row, rows, sizeof(row));
-    s.low_at = row + (k > 0 ? k - 1 : k);
-    s.high_at = row + (k < slopes ? k : I::splat(slopes - 1));
+    s.low_at = row + (at > 0 ? at : I::splat(0));
+    s.high_at = row + (next < slopes ? next : I::splat(c.last_slope));
     low = gather<P>(d, s.low_at);
     high = gather<P>(d, s.high_at);
   }
-  const auto last = c.outer_slope ? I::equal(-1, k) : I::equal(c.bins - 1, k);
-  s.low = rq_slope(low, I::equal(0, k), c);
-  s.high = rq_slope(high, last, c);
+  s.low = rq_slope(low, I::equal(c.fixed_first, k), c);
+  s.high = rq_slope(high, I::equal(c.fixed_last, k), c);
   return s;
 }
 
@@ -73,29 +72,29 @@ GF_HD void store_slope_grads(T* grad, int64_t stride, int slopes, const Slopes<P
   }
 }
 
-template <class T>
-GF_HD auto rq_inside(T v, const RqAxis<scalar_t<T>>& axis) {
-  return (v >= T(-axis.bound)) & (v <= T(axis.bound));
-}
-
 // The pieces of a block are functions of their own, so that each is compiled once for all who use it: those that know
 // the number of bins do not know what is computed, and the other way round.
 
+// `clipped` is where the 1 / (1 + |w| A) of zuko's dialect go; null in others.
 template <int kBins, class P, class T>
-GF_NOINLINE P load_exponentials(const T* logits, int64_t stride, int bins, P* e) {
-  const int n = kBins ? kBins : bins;
+GF_NOINLINE P load_exponentials(const T* logits, int64_t stride, P* e, P* clipped, const RqConstants<T>& c) {
+  const int n = kBins ? kBins : c.bins;
   if (kBins && stride == kBins)
     load_columns<P::size>(logits, kBins, n, e);
   else
     load_columns<P::size>(logits, stride, n, e);
+  if (clipped)
+    for (int j = 0; j < n; ++j) clipped[j] = rq_soft_clip(e + j, P(c.clip_logits));
   return rq_exponentials<kBins>(e, n);
 }
 
 template <int kBins, class P, class T>
-GF_NOINLINE void store_logit_grads(T* grad, int64_t stride, P* e, typename P::IntVec k, P scale, P r, P knot, P size,
-                                   P e_k, const RqConstants<T>& c) {
+GF_NOINLINE void store_logit_grads(T* grad, int64_t stride, P* e, const P* clipped, typename P::IntVec k, P scale, P r,
+                                   P knot, P size, P e_k, T unit, const RqConstants<T>& c) {
   const int n = kBins ? kBins : c.bins;
-  rq_softmax_adjoint<kBins>(e, k, scale, r, knot, size, e_k, c, [&](int j, P g) { e[j] = g; });
+  rq_softmax_adjoint<kBins>(e, k, scale, r, knot, size, e_k, unit, n, [&](int j, P g) { e[j] = g; });
+  if (clipped)
+    for (int j = 0; j < n; ++j) e[j] *= clipped[j] * clipped[j];
   if (kBins && stride == kBins)
     store_columns<P::size>(grad, kBins, n, e);
   else
@@ -112,38 +111,40 @@ GF_NOINLINE void finish_forward(const Rows<T>& f, int slopes, const RqBin<P>& bi
   const P v = load<P>(f.x);
   const Slopes<P> s = load_slopes<P>(f.d, f.stride_d, slopes, bin.k, c);
   const RqPoint<P> p = rq_evaluate<kInverse>(bin, s.low.d, s.high.d, c);
-  const auto inside = rq_inside(v, c.axis);
-  store(f.y, select(inside, p.y, v));
-  store(f.log_det, select(inside, p.log_det, select(v == v, P(0), v)));
+  const auto inside = rq_inside<kInverse>(v, c);
+  store(f.y, select(inside, p.y, v + P(c.outside)));
+  store(f.log_det, select(inside, p.log_det, select(v == v, P(c.outside), v)));
 }
 
 template <bool kInverse, class P, class T>
 GF_NOINLINE RqAdjoint<P> finish_backward(const Rows<T>& f, int slopes, const RqBin<P>& bin, const RqConstants<T>& c) {
-  const auto inside = rq_inside(load<P>(f.x), c.axis);
+  const auto inside = rq_inside<kInverse>(load<P>(f.x), c);
   const Slopes<P> s = load_slopes<P>(f.d, f.stride_d, slopes, bin.k, c);
   const RqPoint<P> p = rq_evaluate<kInverse>(bin, s.low.d, s.high.d, c);
   const P grad_y = load<P>(f.grad_y), grad_log_det = load<P>(f.grad_log_det);
   const RqAdjoint<P> g = rq_adjoint<kInverse>(p, select(inside, grad_y, P(0)), select(inside, grad_log_det, P(0)));
-  store(f.grad_x, select(inside, g.v, grad_y));
+  store(f.grad_x, select(inside, g.v, c.closed ? P(0) : grad_y));
   store_slope_grads(f.grad_d, f.stride_d, slopes, s, g.d0 * s.low.derivative, g.d1 * s.high.derivative);
   return g;
 }
 
-// One register of numbers. `e` is room for 2 bins packs.
+// One register of numbers. `e_w` is room for 4 bins packs.
 template <int kBins, bool kInverse, bool kBackward, class P, class T>
 void block(const Rows<T>& f, int slopes, P* e_w, const RqConstants<T>& c) {
-  P* e_h = e_w + (kBins ? kBins : c.bins);
-  const P v = load<P>(f.x);
-  const P r_w = load_exponentials<kBins>(f.w, f.stride_w, c.bins, e_w);
-  const P r_h = load_exponentials<kBins>(f.h, f.stride_h, c.bins, e_h);
+  const int n = kBins ? kBins : c.bins;
+  P *e_h = e_w + n, *clipped_w = c.zuko ? e_h + n : nullptr, *clipped_h = c.zuko ? e_h + 2 * n : nullptr;
+  const P r_w = load_exponentials<kBins>(f.w, f.stride_w, e_w, clipped_w, c);
+  const P r_h = load_exponentials<kBins>(f.h, f.stride_h, e_h, clipped_h, c);
   RqBin<P> bin;
-  locate<kBins, kInverse>(select(rq_inside(v, c.axis), v, P(0)), e_w, r_w, r_h, c, &bin);
+  locate<kBins, kInverse>(rq_inner<kInverse>(load<P>(f.x), c), e_w, r_w, r_h, c, &bin);
   if constexpr (!kBackward) {
     finish_forward<kInverse>(f, slopes, bin, c);
   } else {
     const RqAdjoint<P> g = finish_backward<kInverse>(f, slopes, bin, c);
-    store_logit_grads<kBins>(f.grad_w, f.stride_w, e_w, bin.k, bin.scale_w, r_w, g.x, g.w, bin.e_w, c);
-    store_logit_grads<kBins>(f.grad_h, f.stride_h, e_h, bin.k, bin.scale_h, r_h, g.y, g.h, bin.e_h, c);
+    store_logit_grads<kBins>(f.grad_w, f.stride_w, e_w, clipped_w, bin.k, bin.scale_w, r_w, g.x, g.w, bin.e_w, c.unit_w,
+                             c);
+    store_logit_grads<kBins>(f.grad_h, f.stride_h, e_h, clipped_h, bin.k, bin.scale_h, r_h, g.y, g.h, bin.e_h, c.unit_h,
+                             c);
   }
 }
 
@@ -185,7 +186,7 @@ void rows(Block<compute_t<S>> block, const Arrays<S>& a, const RqSplineSizes& z,
   constexpr int kLanes = P::size;
   const bool backward = a.grad_w != nullptr;
   const int slopes = static_cast<int>(z.slopes);
-  Scratch<P> columns(2 * z.bins);
+  Scratch<P> columns(4 * z.bins);
   int64_t i = begin;
   if constexpr (std::is_same<S, T>::value) {
     for (; z.repeats == 1 && i + kLanes <= end; i += kLanes) {
@@ -267,13 +268,13 @@ GF_NOINLINE void tile_forward(Tile<T>* f, int count, const RqTable<T>& table, co
   using P = Native<T>;
   for (int i = 0; i < count; i += P::size) {
     const P v = load<P>(f->x + i);
-    const auto inside = rq_inside(v, c.axis);
+    const auto inside = rq_inside<kInverse>(v, c);
     RqBin<P> bin;
     RqShape<P> shape;
-    table.template locate<kInverse>(select(inside, v, P(0)), &bin, &shape);
+    table.template locate<kInverse>(rq_inner<kInverse>(v, c), &bin, &shape);
     const RqPoint<P> p = rq_evaluate<kInverse>(bin, shape, c);
-    store(f->y + i, select(inside, p.y, v));
-    store(f->log_det + i, select(inside, p.log_det, select(v == v, P(0), v)));
+    store(f->y + i, select(inside, p.y, v + P(c.outside)));
+    store(f->log_det + i, select(inside, p.log_det, select(v == v, P(c.outside), v)));
   }
 }
 
@@ -284,13 +285,13 @@ GF_NOINLINE void tile_backward(Tile<T>* f, int count, const RqTable<T>& table, c
   using Wide = Native<double>;
   for (int i = 0; i < count; i += P::size) {
     const P v = load<P>(f->x + i), grad_y = load<P>(f->grad_y + i);
-    const auto inside = rq_inside(v, c.axis);
+    const auto inside = rq_inside<kInverse>(v, c);
     RqBin<P> bin;
     RqShape<P> shape;
-    table.template locate<kInverse>(select(inside, v, P(0)), &bin, &shape);
+    table.template locate<kInverse>(rq_inner<kInverse>(v, c), &bin, &shape);
     const RqPoint<P> p = rq_evaluate<kInverse>(bin, shape, c);
     const RqAdjoint<P> g = rq_adjoint<kInverse>(p, grad_y, load<P>(f->grad_log_det + i));
-    store(f->y + i, select(inside, g.v, grad_y));
+    store(f->y + i, select(inside, g.v, c.closed ? P(0) : grad_y));
 
     P columns[kRqSums] = {g.x, g.w, g.y, g.h, g.d0, g.d1, P(0), P(0)};
     for (int q = 0; q < kRqCotangents; ++q) columns[q] = select(inside, columns[q], P(0));
@@ -316,7 +317,7 @@ void one_row(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<T>& c
   const bool backward = a.grad_w != nullptr;
   copy_in(table->widths(), a.w + row * z.stride_w, 0, z.bins, 1, 1);
   copy_in(table->heights(), a.h + row * z.stride_h, 0, z.bins, 1, 1);
-  copy_in(table->slopes(), a.d + row * z.stride_d, 0, z.slopes < z.bins ? z.slopes : z.bins, 1, 1);
+  copy_in(table->slopes(), a.d + row * z.stride_d, 0, c.slopes_read, 1, 1);
   table->build();
   if (backward) memset(sums, 0, z.bins * kRqSums * sizeof(double));
   Tile<T> f;
@@ -328,7 +329,8 @@ void one_row(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<T>& c
       for (int i = 0; i < length; ++i) f.grad_y[to + i] = to_real(a.grad_y[at + i]);
       for (int i = 0; i < length; ++i) f.grad_log_det[to + i] = a.grad_log_det[at + i];
     });
-    for (int i = count; i % Native<T>::size != 0; ++i) f.x[i] = c.axis.bound * 2, f.grad_y[i] = f.grad_log_det[i] = 0;
+    for (int i = count; i % Native<T>::size != 0; ++i)
+      f.x[i] = static_cast<T>(NAN), f.grad_y[i] = f.grad_log_det[i] = 0;
     if (backward)
       (inverse ? tile_backward<true, T> : tile_backward<false, T>)(&f, count, *table, c, sums);
     else
@@ -346,8 +348,8 @@ template <class S>
 void row_gradients(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<compute_t<S>>& c, int64_t row,
                    const double* sums) {
   const int64_t w = row * z.stride_w, h = row * z.stride_h, d = row * z.stride_d;
-  rq_logit_gradients(a.w + w, sums, c.free_w, c, a.grad_w + w);
-  rq_logit_gradients(a.h + h, sums + 2, c.free_h, c, a.grad_h + h);
+  rq_logit_gradients(a.w + w, sums, c.free_w * c.x.unit, c, a.grad_w + w);
+  rq_logit_gradients(a.h + h, sums + 2, c.free_h * c.y.unit, c, a.grad_h + h);
   rq_slope_gradients(a.d + d, sums, static_cast<int>(z.slopes), c, a.grad_d + d);
 }
 
@@ -384,9 +386,9 @@ void shared_rows(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<c
 template <class S>
 void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, double* workspace) {
   using T = compute_t<S>;
-  const auto c = rq_constants<T>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
+  const auto c = rq_constants<T>(z.bins, z.slopes, o);
   if (z.repeats < 1 || z.repeats > Native<T>::size) {
-    const auto wide = rq_constants<double>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
+    const auto wide = rq_constants<double>(z.bins, z.slopes, o);
     return shared_rows(a, z, c, wide, o.inverse, workspace);
   }
   const Block<T> block = choose_block<T>(z.bins, o.inverse, a.grad_w != nullptr);

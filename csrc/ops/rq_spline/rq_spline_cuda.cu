@@ -30,19 +30,22 @@ __device__ void unstage(const float* tile, float* rows, int64_t stride, int coun
     rows[i / kBins * stride + i % kBins] = tile[i / kBins * kPitch<kBins> + i % kBins];
 }
 
+// The slopes at both ends of a bin, and where they lie.
 template <class T>
 struct Ends {
   RqSlope<T> low, high;
+  int low_at, high_at;
 };
 
 template <class S, class T>
 __device__ Ends<T> load_slopes(const S* d, int slopes, int k, const RqConstants<T>& c) {
   T low = 0, high = 0;
+  const int at = k + c.first_slope, low_at = at > 0 ? at : 0, high_at = at + 1 < slopes ? at + 1 : c.last_slope;
   if (slopes > 0) {
-    low = to_real(d[k > 0 ? k - 1 : 0]);
-    high = to_real(d[k < slopes ? k : slopes - 1]);
+    low = to_real(d[low_at]);
+    high = to_real(d[high_at]);
   }
-  return {rq_slope(low, k == 0, c), rq_slope(high, k == c.bins - 1 && !c.outer_slope, c)};
+  return {rq_slope(low, k == c.fixed_first, c), rq_slope(high, k == c.fixed_last, c), low_at, high_at};
 }
 
 template <bool kInverse, class S, class T>
@@ -51,20 +54,20 @@ __device__ void finish_forward(const Arrays<S>& a, int64_t i, const S* d, int sl
   const Ends<T> s = load_slopes(d, slopes, bin.k, c);
   const RqPoint<T> p = rq_evaluate<kInverse>(bin, s.low.d, s.high.d, c);
   const T v = to_real(a.x[i]);
-  const bool inside = v >= -c.axis.bound && v <= c.axis.bound;
-  a.y[i] = from_real<S>(inside ? p.y : v);
-  a.log_det[i] = inside ? p.log_det : v == v ? T(0) : v;
+  const bool inside = rq_inside<kInverse>(v, c);
+  a.y[i] = from_real<S>(inside ? p.y : v + c.outside);
+  a.log_det[i] = inside ? p.log_det : v == v ? c.outside : v;
 }
 
-// Writes the gradient of x and gives the other cotangents; numbers outside the square have none.
+// Writes the gradient of x and gives the other cotangents; numbers outside have none.
 template <bool kInverse, class S, class T>
 __device__ RqAdjoint<T> adjoint_of(const Arrays<S>& a, int64_t i, const Ends<T>& s, const RqBin<T>& bin,
                                    const RqConstants<T>& c) {
   const RqPoint<T> p = rq_evaluate<kInverse>(bin, s.low.d, s.high.d, c);
   const T v = to_real(a.x[i]), grad_y = to_real(a.grad_y[i]);
-  const bool inside = v >= -c.axis.bound && v <= c.axis.bound;
+  const bool inside = rq_inside<kInverse>(v, c);
   const RqAdjoint<T> g = rq_adjoint<kInverse>(p, inside ? grad_y : T(0), inside ? a.grad_log_det[i] : T(0));
-  a.grad_x[i] = from_real<S>(inside ? g.v : grad_y);
+  a.grad_x[i] = from_real<S>(inside ? g.v : c.closed ? T(0) : grad_y);
   return inside ? g : RqAdjoint<T>{};
 }
 
@@ -74,14 +77,16 @@ __device__ RqAdjoint<T> finish_backward(const Arrays<S>& a, int64_t i, const S* 
   const Ends<T> s = load_slopes(d, slopes, bin.k, c);
   const RqAdjoint<T> g = adjoint_of<kInverse>(a, i, s, bin, c);
   const T low = g.d0 * s.low.derivative, high = g.d1 * s.high.derivative;
-  for (int j = 0; j < slopes; ++j) grad_d[j] = from_real<S>(j == bin.k - 1 ? low : j == bin.k ? high : T(0));
+  for (int j = 0; j < slopes; ++j)
+    grad_d[j] = from_real<S>((j == s.low_at ? low : T(0)) + (j == s.high_at ? high : T(0)));
   return g;
 }
 
-// The number whose bin is sought: where the map is the identity, any number will do.
-template <class T>
-__device__ T inner(T v, const RqConstants<T>& c) {
-  return v >= -c.axis.bound && v <= c.axis.bound ? v : T(0);
+// By which the gradient of a clipped logit is multiplied to that of the logit.
+__device__ inline float clip_derivative(float logit, float clip) {
+  if (clip == 0) return 1;
+  const float s = rq_soft_clip(&logit, clip);
+  return s * s;
 }
 
 template <int kBins, bool kInverse, bool kBackward>
@@ -108,16 +113,17 @@ __global__ __launch_bounds__(kThreads) void rq_spline_tiled(Arrays<float> a, RqS
       for (int j = 0; j < kBins; ++j) {
         e_w[j] = logits_w[j];
         e_h[j] = logits_h[j];
+        if (c.zuko) rq_soft_clip(e_w + j, c.clip_logits), rq_soft_clip(e_h + j, c.clip_logits);
       }
       const float r_w = rq_exponentials<kBins>(e_w, kBins), r_h = rq_exponentials<kBins>(e_h, kBins);
-      const RqBin<float> bin = rq_locate<kBins, kInverse>(inner(a.x[i], c), e_w, e_h, r_w, r_h, c);
+      const RqBin<float> bin = rq_locate<kBins, kInverse>(rq_inner<kInverse>(a.x[i], c), e_w, e_h, r_w, r_h, c);
       const float* d = a.d + row * z.stride_d;
       if constexpr (kBackward) {
         const RqAdjoint<float> g = finish_backward<kInverse>(a, i, d, a.grad_d + i * z.stride_d, slopes, bin, c);
-        rq_softmax_adjoint<kBins>(e_w, bin.k, bin.scale_w, r_w, g.x, g.w, bin.e_w, c,
-                                  [&](int j, float v) { row_w[j] = v; });
-        rq_softmax_adjoint<kBins>(e_h, bin.k, bin.scale_h, r_h, g.y, g.h, bin.e_h, c,
-                                  [&](int j, float v) { row_h[j] = v; });
+        rq_softmax_adjoint<kBins>(e_w, bin.k, bin.scale_w, r_w, g.x, g.w, bin.e_w, c.unit_w, kBins,
+                                  [&](int j, float v) { row_w[j] = v * clip_derivative(row_w[j], c.clip_logits); });
+        rq_softmax_adjoint<kBins>(e_h, bin.k, bin.scale_h, r_h, g.y, g.h, bin.e_h, c.unit_h, kBins,
+                                  [&](int j, float v) { row_h[j] = v * clip_derivative(row_h[j], c.clip_logits); });
       } else {
         finish_forward<kInverse>(a, i, d, slopes, bin, c);
       }
@@ -139,18 +145,18 @@ __global__ __launch_bounds__(kThreads, 4) void rq_spline_rows(Arrays<S> a, RqSpl
   for (int64_t i = grid_thread(); i < z.count; i += grid_threads()) {
     const int64_t row = kBackward ? i : shared_row_of(z, i);
     T r_w, r_h;
-    const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + row * z.stride_w, c.bins, &r_w);
-    const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + row * z.stride_h, c.bins, &r_h);
-    const RqBin<T> bin = rq_locate<0, kInverse>(inner(to_real(a.x[i]), c), e_w, e_h, r_w, r_h, c);
+    const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + row * z.stride_w, c.bins, c.clip_logits, &r_w);
+    const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + row * z.stride_h, c.bins, c.clip_logits, &r_h);
+    const RqBin<T> bin = rq_locate<0, kInverse>(rq_inner<kInverse>(to_real(a.x[i]), c), e_w, e_h, r_w, r_h, c);
     const S* d = a.d + row * z.stride_d;
     if constexpr (kBackward) {
       const RqAdjoint<T> g = finish_backward<kInverse>(a, i, d, a.grad_d + i * z.stride_d, slopes, bin, c);
       S* grad_w = a.grad_w + i * z.stride_w;
       S* grad_h = a.grad_h + i * z.stride_h;
-      rq_softmax_adjoint<0>(e_w, bin.k, bin.scale_w, r_w, g.x, g.w, bin.e_w, c,
-                            [&](int j, T v) { grad_w[j] = from_real<S>(v); });
-      rq_softmax_adjoint<0>(e_h, bin.k, bin.scale_h, r_h, g.y, g.h, bin.e_h, c,
-                            [&](int j, T v) { grad_h[j] = from_real<S>(v); });
+      rq_softmax_adjoint<0>(e_w, bin.k, bin.scale_w, r_w, g.x, g.w, bin.e_w, c.unit_w, c.bins,
+                            [&](int j, T v) { grad_w[j] = from_real<S>(v * e_w.clip_derivative(j)); });
+      rq_softmax_adjoint<0>(e_h, bin.k, bin.scale_h, r_h, g.y, g.h, bin.e_h, c.unit_h, c.bins,
+                            [&](int j, T v) { grad_h[j] = from_real<S>(v * e_h.clip_derivative(j)); });
     } else {
       finish_forward<kInverse>(a, i, d, slopes, bin, c);
     }
@@ -165,9 +171,9 @@ __device__ void row_gradients(const Arrays<S>& a, const RqSplineSizes& z, const 
     const int64_t r = row + task / 3;
     const double* s = sums + task / 3 * c.bins * kRqSums;
     if (task % 3 == 0)
-      rq_logit_gradients(a.w + r * z.stride_w, s, c.free_w, c, a.grad_w + r * z.stride_w);
+      rq_logit_gradients(a.w + r * z.stride_w, s, c.free_w * c.x.unit, c, a.grad_w + r * z.stride_w);
     else if (task % 3 == 1)
-      rq_logit_gradients(a.h + r * z.stride_h, s + 2, c.free_h, c, a.grad_h + r * z.stride_h);
+      rq_logit_gradients(a.h + r * z.stride_h, s + 2, c.free_h * c.y.unit, c, a.grad_h + r * z.stride_h);
     else
       rq_slope_gradients(a.d + r * z.stride_d, s, static_cast<int>(z.slopes), c, a.grad_d + r * z.stride_d);
   }
@@ -199,9 +205,9 @@ __global__ __launch_bounds__(kThreads, 4) void rq_spline_shared(Arrays<S> a, RqS
       if (t / span < count && v < end) {
         const int64_t i = shared_number_at(z, r, v);
         T r_w, r_h;
-        const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + r * z.stride_w, c.bins, &r_w);
-        const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + r * z.stride_h, c.bins, &r_h);
-        const RqBin<T> bin = rq_locate<0, kInverse>(inner(to_real(a.x[i]), c), e_w, e_h, r_w, r_h, c);
+        const LazyExponentials<S> e_w = rq_lazy_exponentials(a.w + r * z.stride_w, c.bins, c.clip_logits, &r_w);
+        const LazyExponentials<S> e_h = rq_lazy_exponentials(a.h + r * z.stride_h, c.bins, c.clip_logits, &r_h);
+        const RqBin<T> bin = rq_locate<0, kInverse>(rq_inner<kInverse>(to_real(a.x[i]), c), e_w, e_h, r_w, r_h, c);
         const RqAdjoint<T> g = adjoint_of<kInverse>(a, i, load_slopes(a.d + r * z.stride_d, slopes, bin.k, c), bin, c);
         bin_of[t] = bin.k;
         cotangent[0][t] = g.x, cotangent[1][t] = g.w, cotangent[2][t] = g.y;
@@ -258,7 +264,7 @@ void run_shared(const Arrays<S>& a, const RqSplineSizes& z, const RqConstants<co
 template <class S, bool kBackward>
 void run(const Arrays<S>& a, const RqSplineSizes& z, const RqSplineOptions& o, double* workspace, Stream stream) {
   using T = compute_t<S>;
-  const auto c = rq_constants<T>(z.bins, z.slopes, o.bound, o.min_width, o.min_height, o.min_slope);
+  const auto c = rq_constants<T>(z.bins, z.slopes, o);
   if (kBackward && z.repeats != 1) return run_shared(a, z, c, o.inverse, workspace, stream);
   const char* name = kBackward ? "rq_spline_backward" : "rq_spline_forward";
   const unsigned blocks = blocks_for(z.count, kThreads);

@@ -22,26 +22,38 @@ template <class S>
 struct LazyExponentials {
   using T = compute_t<S>;
   const S* logits;
-  T top;
-  GF_HD T operator[](int j) const { return exp(to_real(logits[j]) - top); }
+  T top, clip;  // the latter 0, or that of zuko's dialect
+  GF_HD T operator[](int j) const {
+    T w = to_real(logits[j]);
+    if (clip != 0) rq_soft_clip(&w, clip);
+    return exp(w - top);
+  }
+  // By which the gradient of a clipped logit is multiplied to that of the logit.
+  GF_HD T clip_derivative(int j) const {
+    if (clip == 0) return 1;
+    T w = to_real(logits[j]);
+    const T s = rq_soft_clip(&w, clip);
+    return s * s;
+  }
 };
 
 // Also gives the reciprocal of their sum.
 template <class S, class T = compute_t<S>>
-GF_HD LazyExponentials<S> rq_lazy_exponentials(const S* logits, int bins, T* r) {
-  LazyExponentials<S> e{logits, to_real(logits[0])};
+GF_HD LazyExponentials<S> rq_lazy_exponentials(const S* logits, int bins, T clip, T* r) {
+  LazyExponentials<S> e{logits, to_real(logits[0]), clip};
   for (int j = 1; j < bins; ++j) e.top = max(e.top, to_real(logits[j]));
+  if (clip != 0) rq_soft_clip(&e.top, clip);
   T sum = 0;
   for (int j = 0; j < bins; ++j) sum += e[j];
   *r = T(1) / sum;
   return e;
 }
 
-// The gradient of one axis' logits; `sums` begins with that of its left knots. `free`: of RqConstants.
+// The gradient of one axis' logits; `sums` begins with that of its left knots. `free`: of RqConstants, times the unit.
 template <class S, class T = compute_t<S>>
-GF_HD void rq_logit_gradients(const S* logits, const double* sums, T free, const RqConstants<T>& c, S* grad) {
+GF_HD void rq_logit_gradients(const S* logits, const double* sums, double free, const RqConstants<T>& c, S* grad) {
   T r;
-  const LazyExponentials<S> e = rq_lazy_exponentials(logits, c.bins, &r);
+  const LazyExponentials<S> e = rq_lazy_exponentials(logits, c.bins, c.clip_logits, &r);
   double total = 0, mean = 0, after = 0;
   RQ_ROLLED
   for (int j = c.bins - 1; j >= 0; --j) {
@@ -51,11 +63,12 @@ GF_HD void rq_logit_gradients(const S* logits, const double* sums, T free, const
     after += sums[j * kRqSums];
   }
   mean /= total;
-  const double length = free * (2 * c.axis.wide_bound / RqUnits<T>::kAxis) / total;
+  const double length = free / total;
   after = 0;
   RQ_ROLLED
   for (int j = c.bins - 1; j >= 0; --j) {
-    grad[j] = from_real<S>(static_cast<T>(e[j] * length * (after + sums[j * kRqSums + 1] - mean)));
+    const double slope = e[j] * length * e.clip_derivative(j);
+    grad[j] = from_real<S>(static_cast<T>(slope * (after + sums[j * kRqSums + 1] - mean)));
     after += sums[j * kRqSums];
   }
 }
@@ -64,8 +77,10 @@ template <class S, class T = compute_t<S>>
 GF_HD void rq_slope_gradients(const S* raw, const double* sums, int slopes, const RqConstants<T>& c, S* grad) {
   RQ_ROLLED
   for (int j = 0; j < slopes; ++j) {
-    double sum = j < c.bins ? sums[j * kRqSums + 5] : 0;
-    if (j + 1 < c.bins) sum += sums[(j + 1) * kRqSums + 4];
+    const int right = j - c.first_slope, left = right - 1;  // the bins on both sides of its knot
+    double sum = left >= 0 && left < c.bins ? sums[left * kRqSums + 5] : 0;
+    if (right < c.bins) sum += sums[right * kRqSums + 4];
+    if (c.circular && j == 0) sum += sums[(c.bins - 1) * kRqSums + 5];
     // a slope that no number reads has no gradient, not even a NaN
     grad[j] = from_real<S>(sum == 0 ? T(0) : static_cast<T>(sum * rq_slope(to_real(raw[j]), false, c).derivative));
   }

@@ -47,26 +47,27 @@ class RqTable {
     wide_.least_h = max(wide_.least_h, U::kLeast);
   }
 
-  // Where logits and raw slopes go before `build`; no more slopes than bins.
+  // Where logits and raw slopes go before `build`; no more slopes than c.slopes_read.
   double* widths() { return row(kWidths); }
   double* heights() { return row(kHeights); }
-  double* slopes() { return row(kRaw) + 1; }
+  double* slopes() { return row(kRaw) - c_.first_slope; }  // so that each lies at the number of its knot
 
   void build() {
     double sum_w, sum_h;
     const double scale_w = exponentials(widths(), wide_.free_w), scale_h = exponentials(heights(), wide_.free_h);
     total_w_ = knots(widths(), scale_w, wide_.least_w, field(kX), field(kUnitsW), &sum_w);
     total_h_ = knots(heights(), scale_h, wide_.least_h, field(kY), field(kUnitsH), &sum_h);
-    double* d = row(kSlopes) + 1;  // at the right ends of the bins; before them, at the left end of the first
+    double *d = row(kSlopes), *raw = row(kRaw);  // at the knots
+    if (c_.circular) raw[c_.bins] = raw[0];
     const auto inner = Wide(0) != Wide(0);
-    for (int j = 0; j < span_; j += Wide::size) store(d + j, rq_slope(load<Wide>(slopes() + j), inner, wide_).d);
-    d[-1] = 1;
-    if (!c_.outer_slope) d[c_.bins - 1] = 1;
+    for (int j = 0; j <= c_.bins; j += Wide::size) store(d + j, rq_slope(load<Wide>(raw + j), inner, wide_).d);
+    if (c_.fixed_first == 0) d[0] = wide_.edge;
+    if (c_.fixed_last >= 0) d[c_.bins] = wide_.edge;
     for (int j = 0; j < span_; j += Wide::size) {
       const Wide size_w = fma(load<Wide>(widths() + j), Wide(scale_w), Wide(wide_.least_w));
       const Wide size_h = fma(load<Wide>(heights() + j), Wide(scale_h), Wide(wide_.least_h));
       const RqShape<Wide> s =
-          rq_shape(size_w, size_h, Wide(sum_w), Wide(sum_h), load<Wide>(d - 1 + j), load<Wide>(d + j), wide_);
+          rq_shape(size_w, size_h, Wide(sum_w), Wide(sum_h), load<Wide>(d + j), load<Wide>(d + 1 + j), wide_);
       const Wide shape[] = {s.w, s.h, s.delta, s.a, s.b};
       for (int q = 0; q < 5; ++q)
         for (int i = 0; i < Wide::size; ++i) field(kW + q)[j + i] = static_cast<T>(shape[q][i]);
@@ -77,7 +78,7 @@ class RqTable {
   template <bool kInverse>
   GF_HD void locate(P v, RqBin<P>* bin, RqShape<P>* s) const {
     bin->total_w = total_w_, bin->total_h = total_h_;
-    bin->place = U::place(v, kInverse ? total_h_ : total_w_, c_.axis);
+    bin->place = U::place(v, kInverse ? total_h_ : total_w_, c_.template from<kInverse>());
     const T* start = field(kInverse ? kY : kX);
     IntVec k{};
     for (int j = 1; j < c_.bins; ++j) k -= U::reached(bin->place, splat(start + j)).m;
@@ -117,6 +118,9 @@ class RqTable {
 
   // Replaces logits by exp(logit - max); returns free / sum of exponentials.
   double exponentials(double* e, double free) const {
+    if (c_.zuko) {
+      for (int j = 0; j < c_.bins; ++j) rq_soft_clip(e + j, wide_.clip_logits);
+    }
     double top = e[0], sum = 0;
     for (int j = 1; j < c_.bins; ++j) top = max(top, e[j]);
     for (int j = c_.bins; j < span_; ++j) e[j] = top;

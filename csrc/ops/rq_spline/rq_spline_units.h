@@ -11,11 +11,13 @@
 namespace gf {
 inline namespace GF_BACKEND {
 
-// The axis [-bound, bound].
+// The axis [start, end].
 template <class T>
 struct RqAxis {
-  T bound;
-  double wide_bound, inverse;  // the bound, and 1 / (2 bound)
+  T start, end;
+  double wide_start, length;
+  double inverse, offset;  // 1 / length, and -start / length
+  double unit;             // the length of a unit
 };
 
 // Double, and packs of it.
@@ -30,11 +32,11 @@ struct RqUnits {
   static GF_HD Units pick(decltype(R(0) < R(0)) m, Units a, Units b) { return select(m, a, b); }
   // Where v lies on the axis; the axis sums to `total`, which is kAxis up to rounding.
   static GF_HD Units place(R v, Units total, const RqAxis<double>& axis) {
-    return (v + R(axis.bound)) * R(axis.inverse) * total;
+    return (v - R(axis.start)) * R(axis.inverse) * total;
   }
   // The number at `offset` from position u.
   static GF_HD R value(Units u, Units total, R offset, const RqAxis<double>& axis) {
-    return u * (R(2) - total) * R(2 * axis.bound) - R(axis.bound) + offset;
+    return u * (R(2) - total) * R(axis.length) + R(axis.start) + offset;
   }
 };
 
@@ -48,11 +50,11 @@ struct RqUnits<float> {
   static GF_HD bool reached(Units v, Units knot) { return v >= knot; }
   static GF_HD Units pick(bool m, Units a, Units b) { return m ? a : b; }
   static GF_HD Units place(float v, Units total, const RqAxis<float>& axis) {
-    return static_cast<int32_t>((v + axis.wide_bound) * axis.inverse * total + 0.5);
+    return static_cast<int32_t>((v - axis.wide_start) * axis.inverse * total + 0.5);
   }
   static GF_HD float value(Units u, Units total, float offset, const RqAxis<float>& axis) {
     const double r = 2 - total * (1 / kAxis);  // kAxis / total, to first order
-    return static_cast<float>((u * r) * (2 * axis.wide_bound / kAxis) - axis.wide_bound + offset);
+    return static_cast<float>((u * r) * axis.unit + axis.wide_start + offset);
   }
 };
 
@@ -90,7 +92,7 @@ struct RqUnits<Pack<float, N>> {
   static GF_HD Units place(R v, Units total, const RqAxis<float>& axis) {
     Wide r[2];
     for (int i = 0; i < 2; ++i) {
-      const Wide along = fma(widen<HalfFloats>(v.v, i), Wide(axis.inverse), Wide(0.5));
+      const Wide along = fma(widen<HalfFloats>(v.v, i), Wide(axis.inverse), Wide(axis.offset));
       r[i] = fma(along, widen<HalfInts>(total, i), Wide(0.5));
     }
     return narrow<HalfInts, Units>(r[0], r[1]);
@@ -99,7 +101,7 @@ struct RqUnits<Pack<float, N>> {
     Wide y[2];
     for (int i = 0; i < 2; ++i) {
       const Wide r = Wide(2) - widen<HalfInts>(total, i) * Wide(1 / kAxis);
-      const Wide knot = fma(widen<HalfInts>(u, i) * r, Wide(2 * axis.wide_bound / kAxis), Wide(-axis.wide_bound));
+      const Wide knot = fma(widen<HalfInts>(u, i) * r, Wide(axis.unit), Wide(axis.wide_start));
       y[i] = knot + widen<HalfFloats>(offset.v, i);
     }
     return R(narrow<HalfFloats, typename R::Vec>(y[0], y[1]));

@@ -1,0 +1,107 @@
+"""What the splines share: the box they live on, a bound for each feature, the check of the domain."""
+
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfast._register import HALF, autocast_to_float32, is_plain
+from genfast.ops import _checks as check
+
+Box = tuple[float, float, float, float]
+
+_BOUNDS = {
+    torch.float64: (2.0**-200, 2.0**200), torch.float32: (2.0**-30, 2.0**30), torch.bfloat16: (2.0**-30, 2.0**30),
+    torch.float16: (2.0**-14, 65504.0),
+}  # fmt: skip
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a plain number, and no tensor, which would have a gradient."""
+    return isinstance(value, (int, float, Real, torch.SymFloat))
+
+
+def computed_in(x: Tensor) -> torch.dtype:
+    """The dtype of x, or that to which autocast raises it."""
+    return torch.float32 if x.dtype != torch.float64 and autocast_to_float32(x) else x.dtype
+
+
+def bounds(x: Tensor) -> tuple[float, float]:
+    """The least and the largest half side of a square that the dtype carries."""
+    return _BOUNDS[computed_in(x)]
+
+
+def box(
+    x: Tensor, bound: float, left: Any, right: Any, bottom: Any, top: Any, *, closed: bool, scaled: bool
+) -> Box:  # fmt: skip
+    """(left, right, bottom, top), those that are not given from the bound."""
+    if left is None and right is None and bottom is None and top is None:
+        b = float(bound)
+        return -b, b, -b, b
+    low, high = bounds(x)
+    given: dict[str, Any] = {"left": left, "right": right, "bottom": bottom, "top": top}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not is_number(value):
+            raise TypeError(f"{name}: got {type(value).__name__}, want a number (it has no gradient)")
+        if not closed:
+            raise ValueError(f"{name}: got {value}, want none with these tails (a box is for tails=None)")
+        if scaled:
+            raise ValueError(f"{name}: got {value} and a tensor as bound, want one or the other")
+        if not -high <= value <= high:
+            raise ValueError(f"{name}: got {value}, want -{high:.3g} to {high:.3g} for {computed_in(x)}")
+    sides = [float(-bound if n in ("left", "bottom") else bound) if v is None else float(v) for n, v in given.items()]
+    for (name, _), start, end in zip([*given.items()][1::2], sides[::2], sides[1::2], strict=True):
+        if not end - start >= 2 * low:
+            raise ValueError(f"{name}: got {end}, want more than the other end {start} by {2 * low:.3g} or more")
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def check_bound(bound: Tensor, x: Tensor) -> None:
+    """Refuse a tensor that is no bound for x. Values are looked at where that is for free."""
+    check.same_dtype_and_device(x, "x", bound=bound)
+    lead = bound.shape
+    if len(lead) > x.dim() or any(b not in (1, s) for b, s in zip(lead, x.shape[x.dim() - len(lead) :], strict=True)):
+        raise ValueError(f"bound: got shape {list(lead)}, want what broadcasts to {list(x.shape)} of x")
+    if bound.device.type == "cpu" and _has_values(bound) and not bool((bound > 0).all()):
+        raise ValueError(f"bound: got {bound.min().item():.3g} in it, want positive numbers")
+
+
+def check_domain(x: Tensor, bound: Tensor | None, box: Box, closed: bool, inverse: bool) -> None:
+    """Refuse numbers outside a closed spline."""
+    if not closed:
+        raise ValueError("check_domain: got True, want it with tails=None only (others are defined everywhere)")
+    if not _has_values(x) or x.numel() == 0:
+        return
+    start, end = box[2:] if inverse else box[:2]
+    outside = (x.abs() > bound) if bound is not None else (x < start) | (x > end)
+    if bool(outside.any()):
+        low, high = x.min().item(), x.max().item()
+        where = "the bounds" if bound is not None else f"[{start:g}, {end:g}]"
+        raise ValueError(f"x: got numbers from {low:g} to {high:g}, want them within {where} of a closed spline")
+
+
+def scaled(
+    spline: Callable[..., tuple[Tensor, Tensor]], x: Tensor, given: tuple[Tensor, ...], bound: Tensor, *, closed: bool
+) -> tuple[Tensor, Tensor]:
+    """B f(x / B) for a spline f on [-1, 1]. log_det is that of f, and slopes are those of f."""
+    dtype = computed_in(x)
+    if x.dtype in HALF:
+        x, bound, *rest = (t.float() for t in (x, bound, *given))
+        given = tuple(rest)
+    valid = bound > 0
+    inside = (x.abs() <= bound) & valid
+    # where x lies outside, 0 in its place keeps infinity, and what it would do to gradients, out
+    y, log_det = spline(x.masked_fill(~inside, 0) / bound.masked_fill(~valid, 1), given)
+    nan = torch.full_like(x, torch.nan)
+    identity = torch.zeros_like(valid) if closed else valid
+    y = torch.where(inside, y * bound, torch.where(identity, x, nan))
+    log_det = torch.where(inside, log_det, torch.where(identity & ~x.isnan(), torch.zeros_like(x), nan))
+    return y.to(dtype), log_det
+
+
+def _has_values(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and not x.is_meta and is_plain((x,))
