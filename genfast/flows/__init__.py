@@ -8,6 +8,7 @@ from genfast.flows.base import StandardNormal, TorchDistribution
 from genfast.flows.bases import DiagonalNormal, GaussianMixture, Normal, StudentT, Uniform
 from genfast.flows.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from genfast.flows.flow import Flow
+from genfast.flows.invertible import InvertibleSequential
 from genfast.flows.logit import Logit
 from genfast.flows.nets import MLP, Constant, ConvNet, ResidualMLP
 from genfast.flows.permutation import Permutation, alternating_mask, checkerboard_mask, half_mask
@@ -25,6 +26,7 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "GaussianMixture",
+    "InvertibleSequential",
     "Logit",
     "Normal",
     "Permutation",

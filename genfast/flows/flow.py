@@ -11,13 +11,14 @@ from torch.distributions import Distribution
 
 from genfast._arguments import real
 from genfast.flows._base import sample_shape
+from genfast.flows._chain import Chain
 from genfast.flows._distribution import FlowDistribution, distribution_type
 from genfast.flows._outside import one_warning
-from genfast.flows._transform import Transform, broadcast_context, common_context, wants_context
+from genfast.flows._transform import common_context, wants_context
 from genfast.flows.base import TorchDistribution
 
 
-class Flow(Transform):
+class Flow(Chain):
     r"""The distribution of x = f_K(... f_1(z)) with z from a base distribution.
 
     .. math::
@@ -56,23 +57,17 @@ class Flow(Transform):
     transforms: nn.ModuleList
 
     def __init__(self, base: nn.Module | Distribution, transforms: Iterable[nn.Module]) -> None:
-        super().__init__()
         for method in ("sample", "log_prob"):
             if not callable(getattr(base, method, None)):
                 raise TypeError(f"base: got {type(base).__name__} without a method {method}")
-        steps = list(transforms)
-        for i, step in enumerate(steps):
-            if not callable(step) or not callable(getattr(step, "inverse", None)):
-                raise TypeError(f"transforms[{i}]: got {type(step).__name__}, want a module with forward and inverse")
         if isinstance(base, Distribution):
             base = TorchDistribution(base)
         elif not isinstance(base, nn.Module):
             raise TypeError(f"base: got {type(base).__name__}, want a module or a torch.distributions.Distribution")
+        super().__init__(transforms, base=base)
         self.base = base
-        self.transforms = nn.ModuleList(steps)
+        self._modules["transforms"] = self._modules.pop("transforms")  # the order that saved optimisers count by
         self._called: set[str] = set()
-        _check_events(base, steps)
-        common_context(base, *steps)
 
     @property
     def context_features(self) -> int | None:  # type: ignore[override]
@@ -81,21 +76,12 @@ class Flow(Transform):
 
     @property
     def event_dim(self) -> int:  # type: ignore[override]
-        """Trailing dimensions of one event of noise: those of the first transform, or of the base."""
+        """Trailing dimensions of one event of noise: those of the first transform that says so, or of the base."""
         for part in (*self.transforms, self.base):
             dim: int | None = getattr(part, "event_dim", None)
             if dim is not None:
                 return dim
         return 1
-
-    @property
-    def event_dim_out(self) -> int:
-        """Trailing dimensions of one event of data: those of the last transform."""
-        for part in reversed(self.transforms):
-            dim: int | None = getattr(part, "event_dim_out", None)
-            if dim is not None:
-                return dim
-        return self.event_dim
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise z `[..., D]` to data: (x, log|det dx/dz|)."""
@@ -114,29 +100,7 @@ class Flow(Transform):
             self._called.add(name)
             one = one_warning()
         with one:
-            return self._apply_all(name, x, context)
-
-    def _apply_all(self, name: str, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        forward = name == "z"
-        if context is not None:
-            x, context = self._with_context(x, context, self.event_dim if forward else self.event_dim_out)
-        given = x
-        total: Tensor | None = None
-        for part in self.transforms if forward else reversed(self.transforms):
-            one: Callable[..., tuple[Tensor, Tensor]] = part if forward else part.inverse  # type: ignore[assignment]
-            x, log_det = one(x) if context is None or not wants_context(part) else one(x, context)
-            total = log_det if total is None else total + log_det
-        if total is None:
-            lead = given.shape[: max(given.ndim - self.event_dim, 0)]
-            total = x.new_zeros(lead, dtype=torch.promote_types(x.dtype, torch.float32))
-        return x, total
-
-    def _with_context(self, x: Tensor, context: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        width = self.context_features
-        if width is None:
-            raise ValueError("context: got a context, want None: no part of the flow takes one")
-        real("context", context, width)
-        return broadcast_context(x, context, event_dim)
+            return self.apply_all(x, context, inverse=name == "x")
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density log p(x) of x `[..., D]`, given the context `[..., C]` where the flow takes one.
@@ -217,7 +181,7 @@ class Flow(Transform):
         width = self.context_features
         with torch.no_grad():
             z = self._base_sample(0, None if width is None else self._no_context(width), None)
-            x, _ = self._apply_all("z", z, None if width is None else self._no_context(width))
+            x, _ = self.apply_all(z, None if width is None else self._no_context(width), inverse=False)
         return x.shape[1:]
 
     def _no_context(self, width: int) -> Tensor:
@@ -301,13 +265,3 @@ class Flow(Transform):
                 f"{list(want)} (wrap a torch distribution of scalars in Independent)"
             )
         return log_prob
-
-
-def _check_events(base: nn.Module, steps: list[nn.Module]) -> None:
-    """Refuse neighbours of which one gives vectors and the next takes images; who says nothing is not asked."""
-    name, dim = "base", getattr(base, "event_dim", None)
-    for i, step in enumerate(steps):
-        takes = getattr(step, "event_dim", None)
-        if None not in (dim, takes) and dim != takes:
-            raise ValueError(f"transforms[{i}]: takes events of {takes} dimensions, {name} gives events of {dim}")
-        name, dim = f"transforms[{i}]", getattr(step, "event_dim_out", takes)
