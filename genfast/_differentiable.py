@@ -274,13 +274,18 @@ class Differentiable:
 
             @staticmethod
             def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-                def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-                    left = iter(tensors)
-                    args = (next(left) if c is _HOLE else c for c in ctx.constants)
-                    return as_tuple(operation._backward_reference(*args))
+                saved = iter(ctx.saved_tensors)
+                args = [next(saved) if c is _HOLE else c for c in ctx.constants]
+                wanted = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
 
-                found = iter(_vjp(function, ctx.saved_tensors, grads))
-                return tuple(next(found) if c is _HOLE else None for c in ctx.constants)
+                def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+                    full = list(args)
+                    for i, t in zip(wanted, tensors, strict=True):
+                        full[i] = t
+                    return as_tuple(operation._backward_reference(*full))
+
+                found = iter(_vjp(function, [args[i] for i in wanted], grads))
+                return tuple(next(found) if i in wanted else None for i in range(len(args)))
 
         OfBackwardOp.__name__ = OfBackwardOp.__qualname__ = f"genfast_{self.name}_backward"
         return OfBackwardOp

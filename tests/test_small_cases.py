@@ -45,8 +45,9 @@ def run(name: str, tensors: dict[str, Tensor], options: dict[str, Any], cotangen
     pairs = [(o, c) for o, c in pairs if o.requires_grad]
     if pairs:
         outputs, cotangents = zip(*pairs, strict=True)
-        grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents, materialize_grads=True)
-        results |= {f"gradient of {k}": g for k, g in zip(leaves, grads, strict=True)}
+        wanted = {k: v for k, v in leaves.items() if v.requires_grad}
+        grads = torch.autograd.grad(outputs, list(wanted.values()), cotangents, materialize_grads=True)
+        results |= {f"gradient of {k}": g for k, g in zip(wanted, grads, strict=True)}
     return results
 
 

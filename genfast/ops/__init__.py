@@ -1,5 +1,6 @@
 """The ops: differentiable functions on tensors, each backed by one fused kernel."""
 
+from genfast.ops.channel_affine import actnorm, actnorm_conv1x1, invertible_conv1x1, lu_linear
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.masked_autoregressive import masked_autoregressive_inverse
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
@@ -8,8 +9,12 @@ from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 from genfast.ops.rq_spline import rational_quadratic_spline
 
 __all__ = [
+    "actnorm",
+    "actnorm_conv1x1",
     "additive_coupling",
     "affine_coupling",
+    "invertible_conv1x1",
+    "lu_linear",
     "masked_autoregressive_inverse",
     "planar_constrain_u",
     "planar_flow",

@@ -50,6 +50,7 @@ class OpSpec:
         rows: arguments whose leading dimensions are samples; a NaN in the first one shows in every output.
         outputs: the kind of each output: "rows" (of the argument's dtype), "log_det" (of the map from the first
             rows to the output "rows"), or "number" (one a row); the last two are float32 for half types.
+        constant: outputs that the numbers of the rows do not enter, by index: the log_det of a linear map.
         variants: options by name of the variant.
         extreme: tensors by name of the case whose results and gradients must be finite in float32.
         bad: inputs that must be refused, beyond those that are made from the arguments' names.
@@ -69,6 +70,7 @@ class OpSpec:
     cases: Sequence[Any]
     rows: Sequence[str]
     outputs: Sequence[str] = ("rows", "log_det")
+    constant: Sequence[int] = ()
     variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
     extreme: dict[str, Callable[[], dict[str, Tensor]]] = dataclasses.field(default_factory=dict)
     bad: dict[str, BadInput] = dataclasses.field(default_factory=dict)
