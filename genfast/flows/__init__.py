@@ -4,21 +4,28 @@ from genfast.flows._coupling import Coupling
 from genfast.flows._distribution import FlowDistribution
 from genfast.flows._transform import Transform
 from genfast.flows.affine import AffineTransform, Standardize
+from genfast.flows.autoregressive import InverseAutoregressive, MaskedAutoregressive
 from genfast.flows.base import StandardNormal, TorchDistribution
 from genfast.flows.bases import DiagonalNormal, GaussianMixture, Normal, StudentT, Uniform
 from genfast.flows.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from genfast.flows.flow import Flow
 from genfast.flows.invertible import InvertibleSequential
 from genfast.flows.logit import Logit
+from genfast.flows.made import MADE
+from genfast.flows.models.maf import IAF, MAF, AutoregressiveNSF
 from genfast.flows.nets import MLP, Constant, ConvNet, ResidualMLP
 from genfast.flows.permutation import Permutation, alternating_mask, checkerboard_mask, half_mask
 from genfast.flows.planar import Planar
 
 __all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
     "MLP",
     "AdditiveCoupling",
     "AffineCoupling",
     "AffineTransform",
+    "AutoregressiveNSF",
     "Constant",
     "ConvNet",
     "Coupling",
@@ -26,8 +33,10 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "GaussianMixture",
+    "InverseAutoregressive",
     "InvertibleSequential",
     "Logit",
+    "MaskedAutoregressive",
     "Normal",
     "Permutation",
     "Planar",

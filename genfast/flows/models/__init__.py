@@ -1,0 +1,1 @@
+"""Ready models: flows with defaults that train."""
