@@ -19,9 +19,9 @@ def inputs(options: Options, rows: int, layers: int, dim: int) -> list[torch.Ten
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """32 layers over 2 and 64 dimensions: 4,096 rows on a CPU, 2^20 on a GPU."""
-    for dim, target in ((2, 10.0), (64, 6.0)):
-        tensors = inputs(options, 1 << 20 if options.cuda else 4096, 32, dim)
+    """32 layers over 2 and 64 dimensions, 16 over 32: 4,096 rows on a CPU, 2^20 on a GPU."""
+    for layers, dim, target in ((32, 2, 10.0), (32, 64, 6.0), (16, 32, 8.0)):
+        tensors = inputs(options, 1 << 20 if options.cuda else 4096, layers, dim)
         # A layer's forward: distance and step, two logs. Backward: both again, two products, grads of z and center.
         flops = 6 * dim + 6 * dim + 4 * dim + 8 * dim + 4 * TRANSCENDENTAL_FLOPS
         yield stack_case(options, ops.radial_flow, reference.radial_flow, tensors, flops=flops, target=target)

@@ -108,6 +108,13 @@ GF_PACKS(Packs, select, (const PacksMask<P>& m, const Packs<P>& a, const Packs<P
 #undef GF_PACKS_1
 #undef GF_PACKS
 
+template <class P>
+GF_HD bool any(const PacksMask<P>& m) {
+  auto either = m.v[0];
+  for (int p = 1; p < kPacks; ++p) either = either | m.v[p];
+  return any(either);
+}
+
 // --- what an algorithm over rows is written with; GroupedRows of rows.cuh is the same on CUDA ---
 
 // A block of rows of `d` numbers, row ... row + count - 1. `Real` is a number of each; a row's numbers are at z[0] ...
@@ -139,6 +146,7 @@ class ColumnRows {
   GF_HD T parameter(const void* p, int64_t i, int64_t = 0) const { return static_cast<const T*>(p)[i]; }
   // Of each row's share the sum over the row.
   GF_HD Real row_sum(const Real& x) const { return x; }
+  bool all_exist() const { return count_ == most; }
   // x for the rows that exist.
   GF_HD Real existing(Real x, T missing) const {
     for (int p = 0; p < kPacks; ++p) x.v[p] = keep_first(x.v[p], count_ - p * Native<T>::size, missing);

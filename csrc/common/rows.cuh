@@ -125,11 +125,12 @@ __device__ __forceinline__ void sum_over_rows(T (&v)[kPer], int lanes, int base,
   for (int i = 0; i < kLeft; ++i) f(base + i, v[i]);
 }
 
-// Bytes of shared memory for what a block keeps of a row; `most` is the D whose forward and backward fit.
+// Bytes of shared memory for what a block keeps of a row; `most` is the D, or what `size` says, whose forward and
+// backward fit.
 constexpr std::size_t kMaxShared = 200 * 1024;
-inline std::size_t row_bytes(const char* op, std::size_t bytes, std::size_t most) {
+inline std::size_t row_bytes(const char* op, std::size_t bytes, std::size_t most, const char* size = "D") {
   if (bytes > kMaxShared)
-    throw std::invalid_argument(std::string(op) + " on CUDA: D is too large; " + std::to_string(most) +
+    throw std::invalid_argument(std::string(op) + " on CUDA: " + size + " is too large; " + std::to_string(most) +
                                 " is the most that shared memory holds forward and backward in this dtype");
   return bytes;
 }

@@ -7,6 +7,7 @@ from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inve
 from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 from genfast.ops.rq_spline import rational_quadratic_spline
+from genfast.ops.sylvester import sylvester_flow, sylvester_flow_inverse
 
 __all__ = [
     "actnorm",
@@ -24,4 +25,6 @@ __all__ = [
     "rational_quadratic_spline",
     "rbm_free_energy",
     "rbm_gibbs",
+    "sylvester_flow",
+    "sylvester_flow_inverse",
 ]

@@ -21,28 +21,29 @@ def planar_flow_inverse(x: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Ten
         wu = w_k @ u_k
         # the rounding of u and of the sum may leave w.u just below -1
         wu = torch.where(wu < -1 - 17 * torch.finfo(x.dtype).eps * (w_k * u_k).abs().sum(), wu, wu.clamp(min=-1))
-        y = x @ w_k + b_k
-        with torch.no_grad():
-            a = _solve(y, wu)
-        # One Newton step with a held fixed carries the derivatives of the root: da = (dy - tanh(a) dwu) / (1 + wu h').
-        # A second one carries the second derivatives.
-        for _ in range(2):
-            h = torch.tanh(a)
-            a = a - (a + wu * h - y) / (1 + wu * (1 - h * h))
-        h = torch.tanh(a)
+        h = torch.tanh(solve(x @ w_k + b_k, wu))
         x = x - u_k * h.unsqueeze(-1)
         log_det = log_det - torch.log(torch.abs(1 + (1 - h * h) * wu))
     return x, log_det
 
 
-def _solve(y: Tensor, wu: Tensor) -> Tensor:
-    """The root a of a + wu tanh(a) = y by bisection; NaN where wu < -1, where there may be three."""
-    low, high = y - wu.abs(), y + wu.abs()
-    for _ in range(64):  # and two Newton steps by the caller
-        middle = 0.5 * (low + high)
-        above = middle + wu * torch.tanh(middle) > y
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return torch.where(wu < -1, torch.nan, 0.5 * (low + high))
+def solve(y: Tensor, wu: Tensor) -> Tensor:
+    """The root a of a + wu tanh(a) = y; NaN where wu < -1, where there may be three."""
+    with torch.no_grad():
+        low, width = y - wu.abs(), 2 * wu.abs()
+        parts = torch.arange(1, 16, dtype=y.dtype, device=y.device) / 16
+        for _ in range(16):  # each finds 4 bits, and two Newton steps follow
+            a = low.unsqueeze(-1) + width.unsqueeze(-1) * parts
+            below = (a + wu.unsqueeze(-1) * torch.tanh(a) <= y.unsqueeze(-1)).sum(-1)
+            width = width / 16
+            low = low + width * below
+        a = torch.where(wu < -1, torch.nan, low + width / 2)
+    # One Newton step with a held fixed carries the derivatives of the root: da = (dy - tanh(a) dwu) / (1 + wu h').
+    # A second one carries the second derivatives.
+    for _ in range(2):
+        h = torch.tanh(a)
+        a = a - (a + wu * h - y) / (1 + wu * (1 - h * h))
+    return a
 
 
 def planar_constrain_u(w: Tensor, u: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ GF_HD T planar_invertible_wu(T wu, T magnitude, T storage_epsilon) {
 }
 
 // Solves a + (w.u) tanh(a) = y for a, by Newton's method kept inside a bracket. The left side is monotone for
-// w.u >= -1; for w.u < -1 the layer is not invertible and the answer is NaN.
+// w.u >= -1; for w.u < -1 the layer is not invertible and the answer is NaN. A lane stops when it has converged, so
+// that a row's result does not depend on its neighbours.
 template <class R>
 GF_HD R planar_solve(R y, R wu) {
   using T = scalar_t<R>;
@@ -66,6 +67,7 @@ GF_HD R planar_solve(R y, R wu) {
   R a = y / (R(1) + max(R(0), wu));
   a = max(low, min(high, a));
   const T tolerance = T(2) * Limits<T>::epsilon;
+  auto active = abs(a) >= R(0);
   for (int i = 0; i < 100; ++i) {
     const PlanarLayer<R> f = planar_layer(a, wu);
     const R residual = fma(wu, f.h, a) - y;
@@ -77,8 +79,9 @@ GF_HD R planar_solve(R y, R wu) {
     next = select((next >= low) & (next <= high), next, middle);
     next = select(residual == R(0), a, next);  // also where q = 0: the triple root at a = 0 of w.u = -1
     const auto moved = abs(next - a) > R(tolerance) * abs(next);
-    a = next;
-    if (!any(moved)) break;
+    a = select(active, next, a);
+    active = active & moved;
+    if (!any(active)) break;
   }
   return select(wu >= R(-1), a, R(T(__builtin_nanf(""))));
 }
