@@ -1,0 +1,39 @@
+"""Autoregressive neural spline flow: each dimension goes through a spline that those before it give."""
+
+import dataclasses
+
+from torch import nn
+
+from genfast.flows import AutoregressiveNSF
+from genfast.recipes._flow import DATA_HELP, FlowOptions, FlowRecipe
+from genfast.recipes._options import option
+
+_IMAGES = {"batch_size": 256, "lr": 1e-3, "hidden": 128}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NSFOptions(FlowOptions):
+    """The options of `genfast train nsf_autoregressive`."""
+
+    data: str = option("moons", DATA_HELP)
+    steps: int | None = option(2000, "Updates, instead of epochs.", at_least=1)
+    batch_size: int = option(512, "Rows an update, in each process.", at_least=1, shown="512; images: 256")
+    lr: float = option(3e-3, "Learning rate of Adam.", above=0, shown="0.003; images: 0.001")
+    layers: int = option(4, "Autoregressive layers, in alternating orders.", at_least=1)
+    hidden: int = option(64, "Hidden units of each of a network's two layers.", at_least=1, shown="64; images: 128")
+    bins: int = option(8, "Bins of a spline.", at_least=2)
+    bound: float = option(5.0, "The splines live on [-bound, bound]; outside they are the identity.", above=0)
+
+
+class Recipe(FlowRecipe[NSFOptions]):
+    """See `genfast.flows.AutoregressiveNSF`."""
+
+    Options = NSFOptions
+    image_presets = _IMAGES
+    min_dim = 1
+
+    def layers(self) -> list[nn.Module]:
+        """Those of the model."""
+        o = self.options
+        flow = AutoregressiveNSF(self.dim, o.layers, (o.hidden, o.hidden), n_bins=o.bins, bound=o.bound)
+        return list(flow.transforms)
