@@ -32,6 +32,11 @@ TABLE: dict[tuple[str, torch.dtype], tuple[float, float, str]] = {
         "condition: where the map is steep (slopes up to 1000) the float32 rounding of the knots shows in y, and the "
         "inverse's gradients go with the slope squared",
     ),
+    **{
+        (name, dtype): (*limits, "condition: the inverse's gradients go with the inverse slope squared")
+        for name in ("linear_spline", "quadratic_spline", "cubic_spline")
+        for dtype, limits in ((torch.float32, (2e-5, 1e-4)), (torch.float64, (1e-12, 1e-11)))
+    },
     ("rational_quadratic_spline", torch.float64): (1e-12, 1e-11, "the same condition"),
 }
 

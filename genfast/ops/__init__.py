@@ -4,6 +4,7 @@ from genfast.ops.channel_affine import actnorm, actnorm_conv1x1, invertible_conv
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.masked_autoregressive import masked_autoregressive_inverse
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
+from genfast.ops.poly_spline import cubic_spline, linear_spline, quadratic_spline
 from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 from genfast.ops.rq_spline import rational_quadratic_spline
@@ -14,12 +15,15 @@ __all__ = [
     "actnorm_conv1x1",
     "additive_coupling",
     "affine_coupling",
+    "cubic_spline",
     "invertible_conv1x1",
+    "linear_spline",
     "lu_linear",
     "masked_autoregressive_inverse",
     "planar_constrain_u",
     "planar_flow",
     "planar_flow_inverse",
+    "quadratic_spline",
     "radial_flow",
     "radial_flow_inverse",
     "rational_quadratic_spline",
