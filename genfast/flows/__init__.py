@@ -13,6 +13,9 @@ from genfast.flows.invertible import InvertibleSequential
 from genfast.flows.logit import Logit
 from genfast.flows.made import MADE
 from genfast.flows.models.maf import IAF, MAF, AutoregressiveNSF
+from genfast.flows.models.nice import NICE
+from genfast.flows.models.nsf import NSF
+from genfast.flows.models.realnvp import RealNVP
 from genfast.flows.nets import MLP, Constant, ConvNet, ResidualMLP
 from genfast.flows.permutation import Permutation, alternating_mask, checkerboard_mask, half_mask
 from genfast.flows.planar import Planar
@@ -22,6 +25,8 @@ __all__ = [
     "MADE",
     "MAF",
     "MLP",
+    "NICE",
+    "NSF",
     "AdditiveCoupling",
     "AffineCoupling",
     "AffineTransform",
@@ -40,6 +45,7 @@ __all__ = [
     "Normal",
     "Permutation",
     "Planar",
+    "RealNVP",
     "ResidualMLP",
     "SplineCoupling",
     "StandardNormal",

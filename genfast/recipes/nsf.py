@@ -4,7 +4,7 @@ import dataclasses
 
 from torch import nn
 
-from genfast.flows import SplineCoupling, half_mask
+from genfast.flows import NSF
 from genfast.recipes._flow import DATA_HELP, FlowOptions, FlowRecipe
 from genfast.recipes._options import option
 
@@ -26,17 +26,13 @@ class NSFOptions(FlowOptions):
 
 
 class Recipe(FlowRecipe[NSFOptions]):
-    """See `genfast.flows.SplineCoupling`."""
+    """See `genfast.flows.NSF`."""
 
     Options = NSFOptions
     image_presets = _IMAGES
+    min_dim = 1
 
     def layers(self) -> list[nn.Module]:
         """Couplings that move the last half and the first half in turn."""
         o = self.options
-        return [
-            SplineCoupling(
-                half_mask(self.dim, last=i % 2 == 0), hidden=(o.hidden, o.hidden), n_bins=o.bins, bound=o.bound
-            )
-            for i in range(o.layers)
-        ]
+        return list(NSF(self.dim, o.layers, (o.hidden, o.hidden), n_bins=o.bins, bound=o.bound).transforms)

@@ -11,6 +11,7 @@ import torch
 
 import genfast
 from genfast import data, recipes
+from genfast._errors import RunError
 from genfast.flows import AffineCoupling, AffineTransform, Flow, Logit, Uniform, checkerboard_mask
 from genfast.recipes._flow import FlowOptions, FlowRecipe
 from genfast.training.checkpoint import load_checkpoint
@@ -138,3 +139,19 @@ def test_the_plane_has_a_warped_grid(tmp_path):
     assert (tmp_path / "warped_grid.png").read_bytes()[:4] == b"\x89PNG"
     genfast.fit("planar", torch.randn(50, 3), out=tmp_path / "space", steps=3, layers=2, **QUICK)
     assert not (tmp_path / "space" / "warped_grid.png").exists()
+
+
+@pytest.mark.parametrize("model", ["nice", "realnvp", "nsf"])
+@pytest.mark.parametrize("source", ["moons", "digits"])
+def test_models_of_couplings_train(tmp_path, model, source):
+    result = genfast.fit(model, source, out=tmp_path, steps=20, **SMALL, **QUICK)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert type(result.model) is Flow
+
+
+def test_convolutions_are_for_images(tmp_path):
+    result = genfast.fit("realnvp", "digits", network="conv", out=tmp_path, steps=2, **{**SMALL, "hidden": 4}, **QUICK)
+    assert result.model.sample(3).shape == (3, 1, 8, 8)
+    with pytest.raises(RunError, match="network: moons holds no images, want mlp"):
+        genfast.fit("realnvp", "moons", network="conv", steps=2, **QUICK)
