@@ -1,4 +1,4 @@
-"""Accuracy of the vector functions of csrc/common/real.h, compiled for every instruction set and run here."""
+"""Accuracy of the vector functions of csrc/common/{real,normal}.h, compiled for every instruction set and run here."""
 
 import pathlib
 import shutil
@@ -26,6 +26,8 @@ LIMIT = {
     "atan": 3,
     "softplus": 4,
     "sigmoid": 3,
+    "normal_tail": 5,
+    "normal_tail_quantile": 3,
 }
 
 
@@ -47,7 +49,7 @@ def test_errors_in_ulp(isa, contract, tmp_path):
     command = [compiler, "-std=gnu++17", "-O2", "-Wno-psabi", f"-DGF_BACKEND={isa}", f"-ffp-contract={contract}"]
     subprocess.run([*command, *FLAGS[isa], f"-I{CSRC}", source, "-o", program], check=True)
     lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
-    assert len(lines) == 22
+    assert len(lines) == 26
     for line in lines:
         name, kind, error, where = line.split()
         assert float(error) <= (0 if kind == "exact" else LIMIT[name]), f"{name} of {kind} at {where}: {error} ulp"

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "common/real.h"
+#include "common/normal.h"
 
 using namespace gf;
 
@@ -49,6 +49,40 @@ void check(const char* name, F f, G exact) {
   std::printf("%s %s %.3g %.9g\n", name, sizeof(T) == 4 ? "float32" : "float64", worst, static_cast<double>(where));
 }
 
+// e^(a^2 / 2) Phi(-a): by erfc, and where its exponent takes digits by the asymptotic series.
+long double normal_tail_exactly(long double a) {
+  if (!(a >= 0)) return NAN;
+  if (a < 25) return expl(a * a / 2) * erfcl(a * sqrtl(0.5L)) / 2;
+  long double series = 1;
+  for (int k = 25; k > 0; k -= 2) series = 1 - k / (a * a) * series;
+  return series / (a * sqrtl(2 * acosl(-1.0L)));
+}
+
+// The a of log Phi(-a) = log_p, a Newton step from `near`.
+long double normal_quantile_exactly(long double log_p, long double near) {
+  const long double tail = normal_tail_exactly(near);
+  return near + (logl(tail) - near * near / 2 - log_p) * tail * sqrtl(2 * acosl(-1.0L));
+}
+
+// Quantiles, in ulp of the larger of a and 1.
+template <class T>
+void check_quantile() {
+  using P = Native<T>;
+  double worst = 0;
+  T where = 0;
+  for (int i = 0; i < 1 << 16; ++i) {
+    const long double a = i < (1 << 15) ? i * 0x1p-12L : expl((i - (1 << 15)) * 1e-3L);
+    const T log_p = static_cast<T>(logl(normal_tail_exactly(a)) - a * a / 2);
+    if (!(log_p <= -0.6931472 && log_p >= -Limits<T>::max)) continue;
+    const T got = normal_tail_quantile(P(log_p))[0];
+    const long double want = normal_quantile_exactly(log_p, a), unit = fmaxl(want, 1) * Limits<T>::epsilon;
+    const double e = static_cast<double>(fabsl(got - want) / unit);
+    if (!(e <= worst)) worst = e, where = log_p;
+  }
+  std::printf("normal_tail_quantile %s %.3g %.9g\n", sizeof(T) == 4 ? "float32" : "float64", worst,
+              static_cast<double>(where));
+}
+
 template <class T>
 void check_all() {
   using P = Native<T>;
@@ -62,6 +96,8 @@ void check_all() {
   check<T>("tanh", [](P x) { return tanh(x); }, [](L x) { return tanhl(x); });
   check<T>("atan", [](P x) { return atan(x); }, [](L x) { return atanl(x); });
   check<T>("softplus", [](P x) { return softplus(x); }, [](L x) { return (x > 0 ? x : 0) + log1pl(expl(-fabsl(x))); });
+  check<T>("normal_tail", [](P x) { return normal_tail(abs(x)); }, [](L x) { return normal_tail_exactly(fabsl(x)); });
+  check_quantile<T>();
   check<T>("sigmoid", [](P x) { return sigmoid(x); }, [](L x) { return 1 / (1 + expl(-x)); });
 }
 
