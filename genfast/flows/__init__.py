@@ -15,10 +15,15 @@ from genfast.flows.made import MADE
 from genfast.flows.models.maf import IAF, MAF, AutoregressiveNSF
 from genfast.flows.models.nice import NICE
 from genfast.flows.models.nsf import NSF
+from genfast.flows.models.planar import PlanarFlow
+from genfast.flows.models.radial import RadialFlow
 from genfast.flows.models.realnvp import RealNVP
+from genfast.flows.models.sylvester import SylvesterFlow
 from genfast.flows.nets import MLP, Constant, ConvNet, ResidualMLP
 from genfast.flows.permutation import Permutation, alternating_mask, checkerboard_mask, half_mask
 from genfast.flows.planar import Planar
+from genfast.flows.radial import Radial
+from genfast.flows.sylvester import Sylvester
 
 __all__ = [
     "IAF",
@@ -45,12 +50,17 @@ __all__ = [
     "Normal",
     "Permutation",
     "Planar",
+    "PlanarFlow",
+    "Radial",
+    "RadialFlow",
     "RealNVP",
     "ResidualMLP",
     "SplineCoupling",
     "StandardNormal",
     "Standardize",
     "StudentT",
+    "Sylvester",
+    "SylvesterFlow",
     "TorchDistribution",
     "Transform",
     "Uniform",
