@@ -118,21 +118,33 @@ class AdditiveCoupling(Coupling):
 
 
 class SplineCoupling(Coupling):
-    r"""x_moved = g(z_moved) with g a monotone rational-quadratic spline, its knots from the kept part.
+    r"""x_moved = g(z_moved) with g a monotone spline, its knots from the kept part.
 
     On [-bound, bound] g has n_bins bins, outside it is the identity. The conditioner's output is, for each moved
-    dimension, [n_bins widths | n_bins heights | n_bins - 1 derivatives], raw (before softmax and softplus), in the
-    conventions of nflows.
+    dimension, a row of raw parameters as `genfast.ops.rational_quadratic_spline` takes it (or `cubic_spline`,
+    `quadratic_spline`, `linear_spline`): with the defaults [n_bins widths | n_bins heights | n_bins - 1 derivatives].
+
+    For angles take `tails="circular"` and `bound=math.pi`: the slopes at both ends are one. The conditioner should then
+    see what does not jump there, such as sines and cosines of the kept angles.
 
     Args:
         mask: bool `[D]`, True where a dimension is transformed; of images see `Coupling`.
-        conditioner: module `[..., n_kept]` to `[..., n_moved * (3 n_bins - 1)]`; by default an MLP.
+        conditioner: module `[..., n_kept]` to `[..., n_moved * n_params_per_dim]`; by default an MLP. The attribute
+            `n_params_per_dim` is 3 n_bins - 1 by default.
         n_bins: number of bins.
         bound: the spline lives on [-bound, bound], a number from 1e-9 to 1e9. Where most of the first data lies
             outside, one warning says so.
-        min_bin_width: least width of a bin, as a fraction of the interval.
-        min_bin_height: least height of a bin, as a fraction of the interval.
-        min_derivative: least slope at a knot.
+        kind: "rational_quadratic", "cubic", "quadratic" or "linear". The first starts as the identity with the default
+            conditioner, as do "cubic" and "linear", and "quadratic" with `tails=None`; with linear tails it starts
+            near it, because at the ends nflows' formula does not reach it.
+        tails: what lies outside: "linear", "circular" (the identity), None (NaN: for data that cannot lie there), or
+            for vectors a list of the first two, one for each moved dimension. Only the rational-quadratic spline has
+            circular ones.
+        dialect: whose normalisation the rational-quadratic spline follows: "nflows", "zuko" or "pyro".
+        min_bin_width: least width of a bin, as a fraction of the interval; by default 1e-3, in zuko's dialect 0.
+            Linear splines have none.
+        min_bin_height: the same for heights; of the quadratic spline the least slope.
+        min_derivative: least slope at a knot of a rational-quadratic spline.
         hidden: hidden layer sizes of the default conditioner.
         context_features: width of the context `[..., context_features]` that the conditioner takes as its second
             argument; by default what the given conditioner says of itself.
@@ -142,15 +154,24 @@ class SplineCoupling(Coupling):
 
     Raises:
         TypeError: bound or a minimum is no number, or a tensor that requires a gradient.
-        ValueError: a bad mask, n_bins < 2, a bound or minimum out of range, or a conditioner of another width.
+        ValueError: a bad mask, n_bins < 2, a bound or minimum out of range, an unknown kind, tails or dialect, a
+            constant that the kind does not have, or a conditioner of another width.
 
     Source:
-        Durkan et al. 2019, "Neural spline flows".
+        Durkan et al. 2019, "Neural spline flows"; Müller et al. 2019, "Neural importance sampling" (linear, quadratic);
+        Durkan et al. 2019, "Cubic-spline flows"; Rezende et al. 2020, "Normalizing flows on tori and spheres"
+        (circular).
 
     Example:
         >>> layer = SplineCoupling(half_mask(2), n_bins=8, bound=4.0)
         >>> x, log_det = layer.forward(torch.randn(5, 2))
+        >>> angles = SplineCoupling(half_mask(2), bound=math.pi, tails="circular")
     """
+
+    # of layers that were pickled before there were others
+    kind = "rational_quadratic"
+    tails: str | tuple[str, ...] | None = "linear"
+    dialect = "nflows"
 
     def __init__(
         self,
@@ -159,8 +180,11 @@ class SplineCoupling(Coupling):
         *,
         n_bins: int = 8,
         bound: float = 3.0,
-        min_bin_width: float = 1e-3,
-        min_bin_height: float = 1e-3,
+        kind: str = "rational_quadratic",
+        tails: str | Sequence[str] | None = "linear",
+        dialect: str = "nflows",
+        min_bin_width: float | None = None,
+        min_bin_height: float | None = None,
         min_derivative: float = 1e-3,
         hidden: Sequence[int] = (64, 64),
         context_features: int | None = None,
@@ -168,12 +192,22 @@ class SplineCoupling(Coupling):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.n_params_per_dim = 3 * integer("n_bins", n_bins, at_least=2) - 1
-        self.n_bins = n_bins
+        self.n_bins = integer("n_bins", n_bins, at_least=2)
+        self.kind, self.tails, self.dialect = _checked_kind(kind, tails, dialect)
+        self.n_params_per_dim = self._n_params()
         self.bound = number("bound", bound, *BOUNDS)
-        self.min_bin_width = number("min_bin_width", min_bin_width, 0, 1 / n_bins)
-        self.min_bin_height = number("min_bin_height", min_bin_height, 0, 1 / n_bins)
-        self.min_derivative = number("min_derivative", min_derivative, 0, math.nextafter(1, 0))
+        minima = {"min_bin_width": min_bin_width, "min_bin_height": min_bin_height}
+        if kind == "linear" and any(m is not None for m in minima.values()):
+            name = next(n for n, m in minima.items() if m is not None)
+            raise ValueError(f"{name}: got {minima[name]!r} with kind='linear', which has none")
+        usual = 0.0 if dialect == "zuko" or kind == "linear" else 1e-3
+        width, height = (usual if m is None else m for m in minima.values())
+        self.min_bin_width = number("min_bin_width", width, 0, 1 / n_bins)
+        self.min_bin_height = number("min_bin_height", height, 0, 1 if kind == "quadratic" else 1 / n_bins)
+        least = math.ulp(0.0) if dialect == "zuko" else 0
+        self.min_derivative = number("min_derivative", min_derivative, least, math.nextafter(1, 0))
+        if kind != "rational_quadratic" and self.min_derivative != 1e-3:
+            raise ValueError(f"min_derivative: got {min_derivative!r} with kind={kind!r}, which has none")
         self.seen_inputs: set[str] = set()
         super().__init__(
             mask,
@@ -184,37 +218,77 @@ class SplineCoupling(Coupling):
             device=device,
             dtype=dtype,
         )
+        if isinstance(self.tails, tuple) and (self.event_dim == 3 or len(self.tails) != self.n_moved):
+            want = (
+                "one for all of an image" if self.event_dim == 3 else f"one for each of {self.n_moved} moved dimensions"
+            )
+            raise ValueError(f"tails: got {len(self.tails)}, want {want}")
+
+    def _n_params(self) -> int:
+        k, closed = self.n_bins, self.tails is None
+        if self.kind == "rational_quadratic":
+            return 3 * k + {"linear": -1, "circular": 0}.get(str(self.tails), 1)
+        return {"linear": k, "quadratic": 2 * k + (1 if closed else -1), "cubic": 2 * k + 2}[self.kind]
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""
-        return f"{super().extra_repr()}, n_bins={self.n_bins}, bound={self.bound}"
+        options = "".join(f", {name}={value!r}" for name, value in self._unusual().items())
+        return f"{super().extra_repr()}, n_bins={self.n_bins}, bound={self.bound}{options}"
+
+    def _unusual(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ("kind", "tails", "dialect")}
+        return {name: value for name, value in options.items() if value != getattr(SplineCoupling, name)}
 
     def saved_options(self) -> dict[str, Any]:
-        """The constants of the spline."""
+        """The constants of the spline, and what it is where it is no default one."""
         names = ("n_bins", "bound", "min_bin_width", "min_bin_height", "min_derivative")
-        return {name: getattr(self, name) for name in names}
+        unusual = {name: "none" if value is None else value for name, value in self._unusual().items()}
+        return {**{name: getattr(self, name) for name in names}, **unusual}
 
     def transform(self, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Map the moved part with the parameters of the kept part."""
         name = "x" if inverse else "z"
-        if not torch.compiler.is_compiling() and name not in self.seen_inputs:
+        if self.tails is not None and not torch.compiler.is_compiling() and name not in self.seen_inputs:
             warn_outside(name, moved, self)
         params = params.unflatten(-1, (moved.shape[-1], self.n_params_per_dim))
-        out, log_det = ops.rational_quadratic_spline(
-            moved,
-            params=params,
-            bound=self.bound,
-            min_bin_width=self.min_bin_width,
-            min_bin_height=self.min_bin_height,
-            min_derivative=self.min_derivative,
-            inverse=inverse,
-        )
+        options: dict[str, Any] = {"bound": self.bound, "tails": self.tails, "inverse": inverse}
+        minima: dict[str, Any] = {"min_bin_width": self.min_bin_width, "min_bin_height": self.min_bin_height}
+        if self.kind == "linear":
+            out, log_det = ops.linear_spline(moved, params, **options)
+        elif self.kind == "quadratic":
+            out, log_det = ops.quadratic_spline(moved, params=params, **minima, **options)
+        elif self.kind == "cubic":
+            out, log_det = ops.cubic_spline(moved, params=params, **minima, **options)
+        else:
+            out, log_det = ops.rational_quadratic_spline(
+                moved, params=params, dialect=self.dialect, min_derivative=self.min_derivative, **minima, **options
+            )
         return out, log_det.sum(-1)
 
     def _init_identity(self, bias: Tensor) -> None:
-        """Slope 1 at the inner knots: min_derivative + softplus(bias) = 1 (equal bins come from zeros)."""
-        if self.min_derivative < 1:
+        """A slope of 1 at the knots (equal bins come from zeros)."""
+        slopes = 0.0  # of zuko's dialect, and of the other kinds
+        if self.kind == "cubic":  # 3 sigmoid = 1
+            slopes = -math.log(2)
+        elif self.kind == "rational_quadratic" and self.dialect != "zuko":  # min_derivative + softplus = 1
+            slopes = math.log(math.expm1(1 - self.min_derivative))
+        if slopes:
             with torch.no_grad():
-                bias.view(-1, self.n_params_per_dim)[:, 2 * self.n_bins :] = math.log(
-                    math.expm1(1 - self.min_derivative)
-                )
+                bias.view(-1, self.n_params_per_dim)[:, 2 * self.n_bins :] = slopes
+
+
+def _checked_kind(kind: Any, tails: Any, dialect: Any) -> tuple[str, str | tuple[str, ...] | None, str]:
+    if kind not in ("rational_quadratic", "cubic", "quadratic", "linear"):
+        raise ValueError(f"kind: got {kind!r}, want 'rational_quadratic', 'cubic', 'quadratic' or 'linear'")
+    rational = kind == "rational_quadratic"
+    if isinstance(tails, (list, tuple)):
+        tails = tuple(tails)
+    known = (None, "linear", "circular") if rational else (None, "linear")
+    each = rational and isinstance(tails, tuple) and all(t in ("linear", "circular") for t in tails)
+    if not each and tails not in known:
+        want = "'linear', 'circular', None, or a list of the first two" if rational else "'linear' or None"
+        raise ValueError(f"tails: got {tails!r}, want {want} for kind={kind!r}")
+    if dialect not in (("nflows", "zuko", "pyro") if rational else ("nflows",)):
+        want = "'nflows', 'zuko' or 'pyro'" if rational else "'nflows'"
+        raise ValueError(f"dialect: got {dialect!r}, want {want} for kind={kind!r}")
+    return kind, tails, dialect
