@@ -38,3 +38,10 @@ def is_differentiated(t: Tensor, *, by_graph: bool = True) -> bool:
 
 def _has_tangent(t: Tensor) -> bool:
     return forward_ad.unpack_dual(t).tangent is not None
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether images [N, C, H, W] lie in memory with their channels last, and not also the usual way."""
+    if x.ndim != 4 or is_transformed(x) or x.is_contiguous():  # a transform cannot tell
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)

@@ -3,15 +3,19 @@
 from genfast.flows._coupling import Coupling
 from genfast.flows._distribution import FlowDistribution
 from genfast.flows._transform import Transform
+from genfast.flows.actnorm import ActNorm
 from genfast.flows.affine import AffineTransform, Standardize
 from genfast.flows.autoregressive import InverseAutoregressive, MaskedAutoregressive
 from genfast.flows.base import StandardNormal, TorchDistribution
 from genfast.flows.bases import DiagonalNormal, GaussianMixture, Normal, StudentT, Uniform
+from genfast.flows.conv1x1 import ActNormConv1x1, InvertibleConv1x1
 from genfast.flows.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from genfast.flows.flow import Flow
 from genfast.flows.invertible import InvertibleSequential
 from genfast.flows.logit import Logit
+from genfast.flows.lu_linear import LULinear
 from genfast.flows.made import MADE
+from genfast.flows.models.glow import Glow
 from genfast.flows.models.maf import IAF, MAF, AutoregressiveNSF
 from genfast.flows.models.nice import NICE
 from genfast.flows.models.nsf import NSF
@@ -19,6 +23,7 @@ from genfast.flows.models.planar import PlanarFlow
 from genfast.flows.models.radial import RadialFlow
 from genfast.flows.models.realnvp import RealNVP
 from genfast.flows.models.sylvester import SylvesterFlow
+from genfast.flows.multiscale import Split, Squeeze, Unflatten
 from genfast.flows.nets import MLP, Constant, ConvNet, ResidualMLP
 from genfast.flows.permutation import Permutation, alternating_mask, checkerboard_mask, half_mask
 from genfast.flows.planar import Planar
@@ -32,6 +37,8 @@ __all__ = [
     "MLP",
     "NICE",
     "NSF",
+    "ActNorm",
+    "ActNormConv1x1",
     "AdditiveCoupling",
     "AffineCoupling",
     "AffineTransform",
@@ -43,8 +50,11 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "GaussianMixture",
+    "Glow",
     "InverseAutoregressive",
+    "InvertibleConv1x1",
     "InvertibleSequential",
+    "LULinear",
     "Logit",
     "MaskedAutoregressive",
     "Normal",
@@ -56,6 +66,8 @@ __all__ = [
     "RealNVP",
     "ResidualMLP",
     "SplineCoupling",
+    "Split",
+    "Squeeze",
     "StandardNormal",
     "Standardize",
     "StudentT",
@@ -63,6 +75,7 @@ __all__ = [
     "SylvesterFlow",
     "TorchDistribution",
     "Transform",
+    "Unflatten",
     "Uniform",
     "alternating_mask",
     "checkerboard_mask",

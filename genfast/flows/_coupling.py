@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from genfast._arguments import floating
 from genfast._module import Configured, reset
+from genfast._tracing import is_channels_last
 from genfast.flows._index import IndexModule
 from genfast.flows._transform import Transform, common_context
 from genfast.flows.nets import MLP, Constant, ConvNet
@@ -182,9 +183,15 @@ class Coupling(IndexModule, Configured, Transform):
             moved, kept = x[..., : self.n_moved, :, :], x[..., self.n_moved :, :, :]
         else:
             kept, moved = x.index_select(-3, kept_at), x.index_select(-3, moved_at)
-        params = self._image_params(kept, context, self.n_moved).flatten(-2)
-        out, log_det = self.transform(moved.flatten(-3), params, inverse=inverse)
-        moved = out.view(moved.shape)
+        if is_channels_last(x):
+            # pixels are rows, which lie where they are
+            params = self._conditioned(kept, context, self.n_moved).movedim(-3, -1)
+            out, log_det = self.transform(moved.movedim(-3, -1), params, inverse=inverse)
+            moved, log_det = out.movedim(-1, -3), log_det.sum((-2, -1))
+        else:
+            params = self._image_params(kept, context, self.n_moved).flatten(-2)
+            out, log_det = self.transform(moved.flatten(-3), params, inverse=inverse)
+            moved = out.view(moved.shape)
         if halves == "last":
             return torch.cat([kept, moved], -3), log_det
         if halves == "first":
@@ -198,8 +205,8 @@ class Coupling(IndexModule, Configured, Transform):
         moved, log_det = self.transform(flat.index_select(-1, moved_at), params, inverse=inverse)
         return flat.to(moved.dtype).index_copy(-1, moved_at, moved).view(x.shape), log_det
 
-    def _image_params(self, kept: Tensor, context: Tensor | None, channels: int) -> Tensor:
-        """The parameters of all pixels of a number of channels: `[..., n, P]` or, not by_dim, `[..., P, n]`."""
+    def _conditioned(self, kept: Tensor, context: Tensor | None, channels: int) -> Tensor:
+        """What the conditioner of images says, `[..., channels * n_params_per_dim, H, W]`."""
         params: Tensor = self.conditioner(kept) if context is None else self.conditioner(kept, context)
         n, size = self.n_params_per_dim, kept.shape[-2:]
         want = (*kept.shape[:-3], channels * n, *size)
@@ -207,6 +214,11 @@ class Coupling(IndexModule, Configured, Transform):
             raise ValueError(
                 f"conditioner: returned shape {list(params.shape)}, want {list(want)} ({n} a moved channel)"
             )
+        return params
+
+    def _image_params(self, kept: Tensor, context: Tensor | None, channels: int) -> Tensor:
+        """The parameters of all pixels of a number of channels: `[..., n, P]` or, not by_dim, `[..., P, n]`."""
+        params, n, size = self._conditioned(kept, context, channels), self.n_params_per_dim, kept.shape[-2:]
         if not self.params_by_dim:
             return params.reshape(*kept.shape[:-3], n, channels * size.numel())
         by_dim: Tensor = params.unflatten(-3, (channels, n)).movedim(-3, -1).flatten(-4, -2)
