@@ -1,5 +1,6 @@
 """A stack of Sylvester layers: forward and backward against the layers in PyTorch."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -30,8 +31,8 @@ def cases(options: Options) -> Iterator[Case]:
         # the gradient of z, two for those of the weights.
         flops = 2 * 8 * dim * units + 3 * units * TRANSCENDENTAL_FLOPS
         case = stack_case(options, ops.sylvester_flow, reference.sylvester_flow, tensors, flops=flops, target=8.0)
-        case.label = f"K=16, D={dim}, M={units}, {tensors[0].shape[0]:,} rows, forward+backward"
-        yield case
+        label = f"K=16, D={dim}, M={units}, {tensors[0].shape[0]:,} rows, forward+backward"
+        yield dataclasses.replace(case, label=label)
 
 
 def calls(options: Options) -> Iterator[Case]:
