@@ -15,6 +15,8 @@ from genfast.flows.invertible import InvertibleSequential
 from genfast.flows.logit import Logit
 from genfast.flows.lu_linear import LULinear
 from genfast.flows.made import MADE
+from genfast.flows.mixture import LogisticMixtureCoupling
+from genfast.flows.models.flowplusplus import FlowPlusPlus
 from genfast.flows.models.glow import Glow
 from genfast.flows.models.maf import IAF, MAF, AutoregressiveNSF
 from genfast.flows.models.nice import NICE
@@ -49,12 +51,14 @@ __all__ = [
     "DiagonalNormal",
     "Flow",
     "FlowDistribution",
+    "FlowPlusPlus",
     "GaussianMixture",
     "Glow",
     "InverseAutoregressive",
     "InvertibleConv1x1",
     "InvertibleSequential",
     "LULinear",
+    "LogisticMixtureCoupling",
     "Logit",
     "MaskedAutoregressive",
     "Normal",

@@ -33,7 +33,7 @@ def test_standardize_is_an_affine_map():
     torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, forward_log_det[0])
 
 
-@pytest.mark.parametrize("model", ["planar", "realnvp", "nsf"])
+@pytest.mark.parametrize("model", ["planar", "realnvp", "nsf", "flowplusplus"])
 def test_data_far_from_the_origin_are_learned_in_their_own_units(model):
     """Against the entropy of the normal that drew them: what any bound of a spline must not spoil."""
     x = gauss()

@@ -141,7 +141,7 @@ def test_the_plane_has_a_warped_grid(tmp_path):
     assert not (tmp_path / "space" / "warped_grid.png").exists()
 
 
-@pytest.mark.parametrize("model", ["nice", "realnvp", "nsf"])
+@pytest.mark.parametrize("model", ["nice", "realnvp", "nsf", "flowplusplus"])
 @pytest.mark.parametrize("source", ["moons", "digits"])
 def test_models_of_couplings_train(tmp_path, model, source):
     result = genfast.fit(model, source, out=tmp_path, steps=20, **SMALL, **QUICK)
