@@ -1,7 +1,7 @@
 """The common part of coupling layers: what is kept, what moves, and what the conditioner says."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,15 @@ from genfast._tracing import is_channels_last
 from genfast.flows._index import IndexModule
 from genfast.flows._transform import Transform, common_context
 from genfast.flows.nets import MLP, Constant, ConvNet
+
+
+class Places(NamedTuple):
+    """Where the parts of a vector belong: as halves, or by indices."""
+
+    halves: str | None
+    order: Tensor
+    kept: Tensor
+    moved: Tensor
 
 
 class Coupling(IndexModule, Configured, Transform):
@@ -138,30 +147,41 @@ class Coupling(IndexModule, Configured, Transform):
     def _apply_map(self, name: str, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         floating(name, x, self.n_kept + self.n_moved)
         context = self.check_context(x, context)
-        halves, order = None, self.order
+        kept, moved, places = self.split(x)
+        params = self.parameters_for(kept, context)
+        moved, log_det = self.transform(moved, params, inverse=inverse)
+        return self.join(kept, moved, places), log_det
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Places]:
+        """The parts of a vector that are kept and that move, and where they belong, for `join`."""
         if self._follow():
-            halves, kept_at, moved_at = self._halves, self.kept, self.moved
+            places = Places(self._halves, self.order, self.kept, self.moved)
         else:
-            order, kept_at, moved_at = self._orders()
-        if halves == "last":
-            kept, moved = x[..., : self.n_kept], x[..., self.n_kept :]
-        elif halves == "first":
-            moved, kept = x[..., : self.n_moved], x[..., self.n_moved :]
-        else:
-            kept, moved = x.index_select(-1, kept_at), x.index_select(-1, moved_at)
-        params = self.conditioner(kept) if context is None else self.conditioner(kept, context)
-        n_params = self.n_moved * self.n_params_per_dim
-        if params.shape != (*x.shape[:-1], n_params):
+            places = Places(None, *self._orders())
+        if places.halves == "last":
+            return x[..., : self.n_kept], x[..., self.n_kept :], places
+        if places.halves == "first":
+            return x[..., self.n_moved :], x[..., : self.n_moved], places
+        return x.index_select(-1, places.kept), x.index_select(-1, places.moved), places
+
+    def parameters_for(self, kept: Tensor, context: Tensor | None) -> Tensor:
+        """What the conditioner says of the kept part of a vector."""
+        params: Tensor = self.conditioner(kept) if context is None else self.conditioner(kept, context)
+        want = (*kept.shape[:-1], self.n_moved * self.n_params_per_dim)
+        if params.shape != want:
             raise ValueError(
-                f"conditioner: returned shape {list(params.shape)}, want {[*x.shape[:-1], n_params]} "
+                f"conditioner: returned shape {list(params.shape)}, want {list(want)} "
                 f"({self.n_params_per_dim} a moved dimension)"
             )
-        moved, log_det = self.transform(moved, params, inverse=inverse)
-        if halves == "last":
-            return torch.cat([kept, moved], -1), log_det
-        if halves == "first":
-            return torch.cat([moved, kept], -1), log_det
-        return torch.cat([kept, moved], -1).index_select(-1, order), log_det
+        return params
+
+    def join(self, kept: Tensor, moved: Tensor, places: Places) -> Tensor:
+        """The vector of these parts."""
+        if places.halves == "last":
+            return torch.cat([kept, moved], -1)
+        if places.halves == "first":
+            return torch.cat([moved, kept], -1)
+        return torch.cat([kept, moved], -1).index_select(-1, places.order)
 
     # -- images -------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from genfast._arguments import number, real
 from genfast._tracing import has_values
 from genfast.flows._chain import Chain, apply
+from genfast.flows._coupling import Coupling
 
 
 class InvertibleSequential(Chain):
@@ -21,7 +22,8 @@ class InvertibleSequential(Chain):
 
     What `nn.Sequential` keeps for the backward pass, this rebuilds: the input of a layer is the inverse of its output,
     so that the first input and the last output of the whole stack are all that stays. A backward pass costs one more
-    evaluation of each layer and one of its inverse.
+    evaluation of each layer and one of its inverse; where it is a coupling of vectors, one of its
+    conditioner.
 
     *Drift.* Rebuilt numbers carry rounding errors. Each backward pass compares the rebuilt first input with the true
     one: the drift is the largest :math:`|\hat x - x| / (|x| + \overline{|x|})`. Above the tolerance, the inputs of all
@@ -269,36 +271,63 @@ class _Call:
         for i in reversed(order):
             first = i == order[0]
             known = x if first else inputs.get(i)
-            if known is None or (first and i not in inputs and self.checks(x)):
-                with torch.no_grad():
-                    rebuilt, _ = self.layer(i, y, context, back=True)
-                if known is not None:
-                    drift = torch.maximum(drift, _distance(rebuilt, known))
-            point = (rebuilt if known is None else known).detach()
-            point.requires_grad_(not first or wants[0])
             given = None if context is None else context.detach().requires_grad_(wants[1])
             own = [t for t in _tensors_of(self.stack.transforms[i]) if t.requires_grad and id(t) in place_of]
-            with torch.enable_grad():
-                out, log_det = self.layer(i, point, given)
-            if i in inputs and i != order[-1] and self.checks(x):
-                drift = torch.maximum(drift, _distance(y, out.detach()))
-            ends = [(o, g) for o, g in ((out, grad_y), (log_det, grad_log_det)) if o.requires_grad]
-            leaves = [t for t in (point, given, *own) if t is not None and t.requires_grad]
-            found: dict[int, Tensor | None] = {}
-            if ends and leaves:
-                outputs, pulled = [o for o, _ in ends], [g.sum_to_size(o.shape).to(o.dtype) for o, g in ends]
-                got = torch.autograd.grad(outputs, leaves, pulled, allow_unused=True)
-                found = dict(zip(map(id, leaves), got, strict=True))
+            layer = self.stack.transforms[i]
+            if known is None and _by_parts(layer):
+                if i in self.states:
+                    self.states[i].restore()
+                y, grad_y, found = self.pull_coupling(layer, y, given, own, (grad_y, grad_log_det))
+            else:
+                if known is None or (first and i not in inputs and self.checks(x)):
+                    with torch.no_grad():
+                        rebuilt, _ = self.layer(i, y, context, back=True)
+                    if known is not None:
+                        drift = torch.maximum(drift, _distance(rebuilt, known))
+                point = (rebuilt if known is None else known).detach()
+                point.requires_grad_(not first or wants[0])
+                with torch.enable_grad():
+                    out, log_det = self.layer(i, point, given)
+                if i in inputs and i != order[-1] and self.checks(x):
+                    drift = torch.maximum(drift, _distance(y, out.detach()))
+                found = _gradients([(out, grad_y), (log_det, grad_log_det)], [point, given, *own])
+                grad_y, y = _or_zeros(found, point), point.detach()
             for k, leaf in [(1, given), *((2 + place_of[id(t)], t) for t in own)]:
                 piece = None if leaf is None else found.get(id(leaf))
                 before = total[k]
                 if piece is not None:
                     total[k] = piece if before is None else before + piece
-            back = found.get(id(point))
-            grad_y = torch.zeros_like(point) if back is None else back
-            y = point.detach()
         total[0] = grad_y.to(x.dtype) if wants[0] else None
         return total, drift
+
+    def pull_coupling(
+        self,
+        layer: Coupling,
+        y: Tensor,
+        given: Tensor | None,
+        own: list[Tensor],
+        grads: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor | None]]:
+        """The input of a coupling from its output y, its gradient, and those of the context and parameters.
+
+        What is kept is the same on both sides, so that the conditioner is asked once: its parameters take the moved
+        part back, and are differentiated with what then moves forward.
+        """
+        grad_y, grad_log_det = grads
+        kept, moved, places = layer.split(y)
+        kept = kept.detach().requires_grad_()
+        with torch.enable_grad():
+            said = None if given is None else layer.check_context(y, given)
+            params = layer.parameters_for(kept, said)
+        back, _ = layer.transform(moved, params.detach(), inverse=not self.inverse)
+        point = back.detach().requires_grad_()
+        with torch.enable_grad():
+            out, log_det = layer.transform(point, params, inverse=self.inverse)
+        grad_kept, grad_moved, _ = layer.split(grad_y)
+        found = _gradients([(out, grad_moved), (log_det, grad_log_det)], [kept, point, given, *own])
+        through = _or_zeros(found, kept)
+        x = layer.join(kept.detach(), back, places)
+        return x, layer.join(grad_kept + through, _or_zeros(found, point), places), found
 
     def checks(self, x: Tensor) -> bool:
         """Whether the drift is looked at."""
@@ -412,6 +441,33 @@ def _differentiable(
             )
         )
     return [next(got) if t is not None and need else None for t, need in zip(views, needs, strict=True)]
+
+
+def _by_parts(layer: nn.Module) -> TypeGuard[Coupling]:
+    """Whether a layer is a coupling of vectors, computed as by `Coupling` and without hooks."""
+    if not isinstance(layer, Coupling) or layer.event_dim != 1 or layer._forward_hooks or layer._forward_pre_hooks:  # noqa: SLF001
+        return False
+    kind = type(layer)
+    return all(getattr(kind, name) is getattr(Coupling, name) for name in _OF_COUPLING)
+
+
+_OF_COUPLING = ("forward", "inverse", "_apply_map", "split", "join", "parameters_for")
+
+
+def _gradients(ends: list[tuple[Tensor, Tensor]], leaves: list[Tensor | None]) -> dict[int, Tensor | None]:
+    """The gradients of the leaves that require one, by id, of outputs with the gradients that arrive there."""
+    ends = [(out, grad) for out, grad in ends if out.requires_grad]
+    wanted = [t for t in leaves if t is not None and t.requires_grad]
+    if not ends or not wanted:
+        return {}
+    pulled = [grad.sum_to_size(out.shape).to(out.dtype) for out, grad in ends]
+    got = torch.autograd.grad([out for out, _ in ends], wanted, pulled, allow_unused=True)
+    return dict(zip(map(id, wanted), got, strict=True))
+
+
+def _or_zeros(found: dict[int, Tensor | None], leaf: Tensor) -> Tensor:
+    grad = found.get(id(leaf))
+    return torch.zeros_like(leaf) if grad is None else grad
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:

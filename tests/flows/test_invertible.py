@@ -108,6 +108,23 @@ def test_gradients_are_those_of_the_layers(kind, method):
     assert stack.stored == {"forward": set(), "inverse": set()}
 
 
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_the_conditioner_of_a_coupling_is_asked_once_in_the_backward_pass(method):
+    """But for the layer that the drift is measured at; and a layer with hooks is called as a whole."""
+    layers = couplings(5)
+    asked = [0] * 5
+    for i, layer in enumerate(layers):
+        layer.conditioner.register_forward_hook(lambda *_, i=i: asked.__setitem__(i, asked[i] + 1))
+    stack = InvertibleSequential(layers)
+    gradients(stack, method, data())
+    first = 0 if method == "forward" else 4
+    assert asked == [3 if i == first else 2 for i in range(5)]
+    called = []
+    layers[2].register_forward_hook(lambda *_: called.append(1))
+    gradients(stack, "forward", data())
+    assert len(called) == 2
+
+
 def test_x_need_not_require_a_gradient():
     stack, flow = pair(couplings(4))
     stack.inverse(data())[1].sum().backward()
@@ -416,6 +433,30 @@ def test_batch_normalisation_is_refused_while_training():
         loss.backward()
     stack.eval()
     same(gradients(stack, "forward", data()), gradients(flow, "forward", data()))
+
+
+class FirstCall(Lossy):
+    """A scale that the first data set, as that of ActNorm."""
+
+    def __init__(self):
+        super().__init__(0.0)
+        self.register_buffer("started", torch.tensor(False))
+
+    def forward(self, z, context=None):
+        if not self.started:
+            with torch.no_grad():
+                self.w.copy_(1 / z.std())
+                self.started.fill_(True)
+        return super().forward(z)
+
+
+def test_a_layer_may_set_itself_up_in_its_first_call():
+    torch.manual_seed(0)
+    stack, flow = pair([FirstCall().double(), *couplings(2)])
+    _, log_det = stack(3 * data())
+    assert stack.transforms[0].started
+    got = torch.autograd.grad(log_det.sum(), list(stack.parameters()))
+    same(got, torch.autograd.grad(flow(3 * data())[1].sum(), list(stack.parameters())))
 
 
 @pytest.mark.parametrize("method", ["forward", "inverse"])
