@@ -228,16 +228,7 @@ def test_an_image_flow_with_a_context():
         for mask in (half_mask(3), checkerboard_mask(SHAPE), half_mask(3, last=False))
     ]
 
-    class Normal(StandardNormal):
-        event_dim = 3
-
-        def sample(self, n, *, generator=None):
-            return super().sample(n, generator=generator).view(n, *SHAPE)
-
-        def log_prob(self, z):
-            return super().log_prob(z.flatten(-3))
-
-    flow = Flow(Normal(math.prod(SHAPE), **F64), layers)
+    flow = Flow(StandardNormal(SHAPE, **F64), layers)
     context = torch.randn(5, WIDTH, **F64)
     x, log_p = flow.sample_and_log_prob(2, context)
     assert x.shape == (2, 5, *SHAPE)
