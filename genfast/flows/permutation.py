@@ -13,17 +13,18 @@ from genfast.flows._transform import Transform
 
 
 class Permutation(IndexModule, Transform):
-    """Reorder the dimensions: x_i = z_perm(i), log|det| = 0.
+    """Reorder the dimensions of vectors, or the channels of images: x_i = z_perm(i), log|det| = 0.
 
     Args:
         permutation: the order, a permutation of 0 ... D-1; or "reverse" or "random" (drawn once, here, and saved with
             the model), which need `dim`.
-        dim: number of dimensions.
+        dim: number of dimensions, or of channels.
+        event_dim: 1 for vectors `[..., D]`, 3 for images `[..., C, H, W]`.
         generator: draws a "random" order; the default generator otherwise.
         device: of the buffers.
 
     Raises:
-        ValueError: not a permutation, an unknown name, or a missing dim.
+        ValueError: not a permutation, an unknown name, a missing dim, or an event_dim that is neither 1 nor 3.
 
     Example:
         >>> Permutation([2, 0, 1]).forward(torch.tensor([[10.0, 11.0, 12.0]]))[0]
@@ -39,10 +40,14 @@ class Permutation(IndexModule, Transform):
         permutation: Sequence[int] | str,
         dim: int | None = None,
         *,
+        event_dim: int = 1,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if event_dim not in (1, 3):
+            raise ValueError(f"event_dim: got {event_dim!r}, want 1 for vectors or 3 for images")
+        self.event_dim = event_dim
         if isinstance(permutation, str):
             if dim is None:
                 raise ValueError(f"dim: got None, want the number of dimensions for the order {permutation!r}")
@@ -66,24 +71,27 @@ class Permutation(IndexModule, Transform):
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""
-        return f"dim={len(self.permutation)}"
+        return f"dim={len(self.permutation)}" + (", event_dim=3" if self.event_dim == 3 else "")
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map z `[..., D]` to (x, log_det = 0)."""
+        """Map z `[..., D]`, or images `[..., C, H, W]`, to (x, log_det = 0)."""
         return self._reorder("z", z, context, inverse=False)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map x `[..., D]` to (z, log_det = 0)."""
+        """Map x `[..., D]`, or images `[..., C, H, W]`, to (z, log_det = 0)."""
         return self._reorder("x", x, context, inverse=True)
 
     def _reorder(self, name: str, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        real(name, x, self.permutation.shape[-1])
+        size, at = self.permutation.shape[-1], -self.event_dim
+        real(name, x, size if at == -1 else None)
+        if x.ndim < -at or x.shape[at] != size:
+            raise ValueError(f"{name}: got shape {list(x.shape)}, want [..., {size}, H, W]")
         self.check_context(x, context)
         order = self.permutation
         if inverse:
             order = self.inverse_permutation if self._follow() else torch.argsort(order)
         wide = torch.promote_types(x.dtype, torch.float32)
-        return x.index_select(-1, order), x.new_zeros(x.shape[:-1], dtype=wide)
+        return x.index_select(at, order), x.new_zeros(x.shape[: x.ndim + at], dtype=wide)
 
     def _derive(self, values: list[int]) -> dict[str, list[int]]:
         return {"inverse_permutation": sorted(range(len(values)), key=values.__getitem__)}
