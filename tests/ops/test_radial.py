@@ -110,3 +110,17 @@ def test_rows_beyond_shared_memory_are_refused(kernels):
     z, one = torch.zeros(1, 60_000, device=kernels.device), torch.ones(1, device=kernels.device)
     with pytest.raises(ValueError, match=r"radial_flow on CUDA: D is too large; 51200 is the most"):
         ops.radial_flow(z, z, one, one)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_as_normflows(scale):
+    normflows = pytest.importorskip("normflows", reason="normflows is not installed")
+    torch.manual_seed(0)
+    theirs = normflows.flows.Radial((3,)).double()
+    z = scale * torch.randn(7, 3, dtype=torch.float64)
+    want, want_log_det = theirs(z)
+    alpha = theirs.alpha.abs()
+    beta = torch.nn.functional.softplus(theirs.beta) - alpha
+    got, log_det = ops.radial_flow(z, theirs.z_0.reshape(1, 3), alpha, beta)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(log_det, want_log_det, rtol=1e-9, atol=1e-12)
