@@ -39,6 +39,11 @@ class FlowDistribution(Distribution):
         self.context = context
         super().__init__(torch.Size(batch_shape), flow.data_shape(), validate_args=False)
 
+    def __repr__(self) -> str:
+        """The flow's type and the shapes."""
+        shapes = f"batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)}"
+        return f"FlowDistribution({type(self.flow).__name__}, {shapes})"
+
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry the gradient of all parameters."""

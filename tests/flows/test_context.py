@@ -277,6 +277,7 @@ def test_a_flow_as_a_distribution():
     assert isinstance(given, torch.distributions.Distribution)
     assert (given.batch_shape, given.event_shape, given.has_rsample) == ((5,), (4,), True)
     assert str(given.support) == str(independent(real, 1))
+    assert repr(given) == "FlowDistribution(Flow, batch_shape: (5,), event_shape: (4,))"
     x = given.rsample((7,))
     assert x.shape == (7, 5, 4)
     assert x.requires_grad
