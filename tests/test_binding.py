@@ -35,7 +35,7 @@ MAP = {"map": 0, "clamp": 1.0, "offset": 0.0, "min_scale": 0.0, "gain": 1.0, "li
 
 MASKED = {
     "total": 0, "rows": 0, "packed": 0, "activation": 1, "kind": 0, "n_params": 2, "inverse": True, "c0": 1.0,
-    "c1": 0.0, "c2": 0.0, "c3": 1.0, "c4": 40.0,
+    "c1": 0.0, "c2": 0.0, "c3": 1.0, "c4": 40.0, "pass": True,
 }  # fmt: skip
 
 
@@ -43,31 +43,22 @@ def masked(*, backward=False):
     """A network of two inputs and three hidden units, one of which sees no input."""
     network = Network(((1, 2), (1, 0, 1)), 2, "interleaved", False, (True,))
     p = plan(network, backward, torch.device("cpu"))
-    sizes = {"total": p.total, "rows": p.rows, "packed": p.packed}
-    return p, {"z": rows(N, 2), "weights": rows(18), "biases": rows(7), "context": rows(N, 3)}, {
-        "plan": p.vector, **MASKED, **sizes,
-    }  # fmt: skip
+    tensors = {"z": rows(N, 2), "weights": rows(18), "biases": rows(7), "context": rows(N, 3)}
+    return p, tensors, {"plan": p.vector, **MASKED, "total": p.total, "rows": p.rows, "packed": p.packed_pass}
 
 
 def masked_forward():
-    _, tensors, settings = masked()
-    return {**tensors, **settings, "x": rows(N, 2), "log_det": rows(N)}
+    p, tensors, settings = masked(backward=True)
+    total = {"total": p.total + p.sums}
+    return {**tensors, **settings, **total, "x": rows(N, 2), "log_det": rows(N), "sums": rows(p.sums, N)}
 
 
 def masked_backward():
     p, tensors, settings = masked(backward=True)
     return {
-        **tensors, "x": rows(N, 2), "grad_x": rows(N, 2), "grad_log_det": rows(N), **settings, "grad_z": rows(N, 2),
-        "grad_context": rows(N, 3), "values": rows(p.values, N), "adjoint": rows(p.sums, N),
-    }  # fmt: skip
-
-
-def masked_products():
-    p, _, _ = masked(backward=True)
-    return {
-        "values": rows(p.values, N), "adjoint": rows(p.sums, N), "plan": p.vector,
-        "total": p.total - 2 - 3, "tiles": p.tiles,
-        "grad_weights": rows(18), "grad_biases": rows(7),
+        **tensors, "x": rows(N, 2), "grad_x": rows(N, 2), "grad_log_det": rows(N), "sums": rows(p.sums, N), **settings,
+        "total": p.total + p.values + p.sums, "n_values": p.values, "n_sums": p.sums, "tiles": p.tiles,
+        "grad_z": rows(N, 2), "grad_weights": rows(18), "grad_biases": rows(7), "grad_context": rows(N, 3),
     }  # fmt: skip
 
 
@@ -104,7 +95,6 @@ CALLS = {
     },
     "masked_autoregressive_forward": masked_forward,
     "masked_autoregressive_backward": masked_backward,
-    "masked_autoregressive_products": masked_products,
     "rbm_gibbs": lambda: {
         "v": rows(N, D).round(), "W": rows(D, HIDDEN), "vbias": rows(D), "hbias": rows(HIDDEN), "beta": rows(N),
         "clamp": torch.zeros(N, D, dtype=torch.bool), "seed": torch.tensor(1), "n_steps": 1, "first_chain": 0,

@@ -31,7 +31,7 @@
 namespace gf {
 
 constexpr std::size_t kMaxArgs = 512;  // bytes of an argument struct
-constexpr int kMaxArguments = 24, kMaxSizes = 16, kMaxTypes = 4;
+constexpr int kMaxArguments = 32, kMaxSizes = 16, kMaxTypes = 4;
 
 enum class Kind : uint8_t { boolean, int32, uint32, int64, real, input, output, strided, strided_output };
 

@@ -19,9 +19,10 @@ class Plan:
     Attributes:
         vector: int32, what the kernels read.
         total: the sum of the sizes of the tensors that the plan is for: columns of z, weights, biases, columns of the
-            context, the plan itself and, in the backward, `values` and `sums`.
+            context, and the plan itself.
         rows: numbers of a sample in the buffer.
         packed: numbers of the packed weights.
+        packed_pass: at most as many those of a pass, in the direction of the plan.
         values: inputs and hidden units that are computed.
         sums: hidden units and outputs that are computed.
         tiles: blocks of the kernel of the gradients on CUDA.
@@ -32,10 +33,18 @@ class Plan:
     total: int
     rows: int
     packed: int
+    packed_pass: int
     values: int
     sums: int
     tiles: int
     idle: bool
+
+
+@functools.lru_cache(maxsize=256)
+def sums_of(network: Network) -> int:
+    """Hidden units that some output sees, and outputs."""
+    top = max(network.degrees[0])
+    return sum(d < top for layer in network.degrees[1:] for d in layer) + network.widths[-1]
 
 
 @functools.lru_cache(maxsize=256)
@@ -117,8 +126,9 @@ def plan(network: Network, backward: bool, device: torch.device) -> Plan:
             tiles += -(-len(units) // _TILE) * (len(order[i - 1]) // _TILE + 1)
     if max(weights_at, size) >= 1 << 31:
         raise ValueError(f"weights: got {weights_at} numbers, want fewer than 2^31")
-    total = widths[0] + weights_at + biases_at + context_at + len(vector) + backward * (values_at + sums_at)
+    total = widths[0] + weights_at + biases_at + context_at + len(vector)
     return Plan(
-        torch.tensor(vector, dtype=torch.int32, device=device), total, rows, size, values_at, sums_at, tiles,
+        torch.tensor(vector, dtype=torch.int32, device=device), total, rows, size,
+        max(size, weights_at + biases_at + backward * sum(widths[:-1])), values_at, sums_at, tiles,
         sum(map(len, order)) < sum(widths),
     )  # fmt: skip

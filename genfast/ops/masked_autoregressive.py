@@ -1,4 +1,4 @@
-"""The inverse of a masked autoregressive transform, in about the time of one pass of its network."""
+"""Masked autoregressive transforms, and their inverse in about the time of one pass of the network."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from genfast._differentiable import differentiable
 from genfast._register import HALF, like
 from genfast.ops import _checks as check
 from genfast.ops import coupling, rq_spline
-from genfast.ops._masked_plan import plan
+from genfast.ops._masked_plan import Plan, plan, sums_of
 from genfast.reference import masked_autoregressive as reference
 from genfast.reference.coupling import SCALE_MAPS
 from genfast.reference.masked_autoregressive import ACTIVATIONS, KINDS, LAYOUTS, Network
@@ -54,7 +54,7 @@ def _forward(
     n_params, _, _, activation, kind, inverse, *_ = settings
     _native.masked_autoregressive_forward(
         z, weights, biases, context, p.vector, p.total, p.rows, p.packed, activation, kind, n_params, bool(inverse),
-        *numbers, x, log_det,
+        *numbers, False, x, log_det, None,
     )  # fmt: skip
     return x, log_det
 
@@ -76,46 +76,136 @@ def _backward(
     grad_log_det: Tensor, need_weights: bool, need_biases: bool, degrees: Sequence[int], sizes: Sequence[int],
     settings: Sequence[int], numbers: Sequence[float],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    n, wide = z.shape[0], check.accumulate_dtype(z)
-    if n == 0:
+    if z.shape[0] == 0:
         return tuple(None if t is None else torch.zeros_like(t) for t in (z, weights, biases, context))
     p = plan(_network(tuple(degrees), tuple(sizes), tuple(settings)), True, z.device)
     n_params, _, _, activation, kind, inverse, *_ = settings
-    make = torch.zeros_like if p.idle else torch.empty_like  # what belongs to units that no output sees
-    grad_z, grad_context = like(z), None if context is None else make(context)
-    values, sums = z.new_empty(p.values, n, dtype=wide), z.new_empty(p.sums, n, dtype=wide)
+    grads = _empty_gradients(p, z, weights, biases, context, need_weights or need_biases)
     _native.masked_autoregressive_backward(
-        z, weights, biases, context, x, grad_x, grad_log_det, p.vector, p.total, p.rows, p.packed, activation, kind,
-        n_params, bool(inverse), *numbers, grad_z, grad_context, values, sums,
+        z, weights, biases, context, x, grad_x, grad_log_det, None, p.vector, p.total + p.values + p.sums, p.rows,
+        p.packed, activation, kind, n_params, bool(inverse), *numbers, False, p.values, p.sums, p.tiles, *grads,
     )  # fmt: skip
-    if not (need_weights or need_biases):
-        return grad_z, None, None, grad_context
-    grad_weights, grad_biases = make(weights), make(biases)
-    _native.masked_autoregressive_products(
-        values, sums, p.vector, p.total - z.shape[1] - (0 if context is None else context.shape[1]), p.tiles,
-        grad_weights, grad_biases,
-    )  # fmt: skip
-    return grad_z, grad_weights, grad_biases, grad_context
+    return grads
+
+
+def _empty_gradients(
+    p: Plan, z: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, needed: bool
+) -> tuple[Tensor | None, ...]:
+    make = torch.zeros_like if p.idle else torch.empty_like  # for units that no output sees
+    grad_context = None if context is None else make(context)
+    return like(z), make(weights) if needed else None, make(biases) if needed else None, grad_context
 
 
 def _reference(
     z: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, degrees: Sequence[int], sizes: Sequence[int],
     settings: Sequence[int], numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return reference.masked_autoregressive_inverse(
+        *_described(z, weights, biases, context, degrees, sizes, settings, numbers)
+    )
+
+
+def _described(
+    x: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, degrees: Sequence[int], sizes: Sequence[int],
+    settings: Sequence[int], numbers: Sequence[float],
+) -> tuple[Any, ...]:  # fmt: skip
+    """The arguments of the reference."""
     network = _network(tuple(degrees), tuple(sizes), tuple(settings))
     _, _, _, activation, kind, inverse, *_ = settings
     affine = kind < len(_MAPS)
     options: dict[str, Any] = dict(zip(_AFFINE if affine else _SPLINE, numbers, strict=True))
     if affine:
         options["scale_map"] = _MAPS[kind]
-    return reference.masked_autoregressive_inverse(
-        z, weights, biases, context, network, _ACTIVATIONS[activation], KINDS[not affine], bool(inverse), options
-    )
+    return x, weights, biases, context, network, _ACTIVATIONS[activation], KINDS[not affine], bool(inverse), options
 
 
 _op = differentiable(
     "masked_autoregressive", _outputs, outputs=("x", "log_det"), reference=_reference, launch=_forward,
     backward=_gradients, backward_launch=_backward, rows=("z", "context"),
+)  # fmt: skip
+
+
+# --- the direction in which all numbers are known; of its sums the backward is made
+
+
+def _pass_outputs(
+    x: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, degrees: list[int], sizes: list[int],
+    settings: list[int], numbers: list[float], keep: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    count = sums_of(_network(tuple(degrees), tuple(sizes), tuple(settings)))
+    sums = x.new_empty(count, x.shape[0], dtype=check.accumulate_dtype(x)) if keep else None
+    return like(x), check.sums(x), sums
+
+
+def _pass(
+    x: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, degrees: Sequence[int], sizes: Sequence[int],
+    settings: Sequence[int], numbers: Sequence[float], keep: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    z, log_det, sums = _pass_outputs(x, weights, biases, context, degrees, sizes, settings, numbers, keep)  # type: ignore[arg-type]
+    if x.shape[0] == 0:
+        return z, log_det, sums
+    p = plan(_network(tuple(degrees), tuple(sizes), tuple(settings)), True, x.device)
+    n_params, _, _, activation, kind, inverse, *_ = settings
+    _native.masked_autoregressive_forward(
+        x, weights, biases, context, p.vector, p.total + (p.sums if keep else 0), p.rows, p.packed_pass, activation,
+        kind, n_params, bool(inverse), *numbers, True, z, log_det, sums,
+    )  # fmt: skip
+    return z, log_det, sums
+
+
+def _pass_gradients(
+    x: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, z: Tensor, sums: Tensor | None, grad_z: Tensor,
+    grad_log_det: Tensor, need_weights: bool, need_biases: bool, degrees: list[int], sizes: list[int],
+    settings: list[int], numbers: list[float], keep: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    return _gradients(
+        x,
+        weights,
+        biases,
+        context,
+        z,
+        grad_z,
+        grad_log_det,
+        need_weights,
+        need_biases,
+        degrees,
+        sizes,
+        settings,
+        numbers,
+    )
+
+
+def _pass_backward(
+    x: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, z: Tensor, sums: Tensor | None, grad_z: Tensor,
+    grad_log_det: Tensor, need_weights: bool, need_biases: bool, degrees: Sequence[int], sizes: Sequence[int],
+    settings: Sequence[int], numbers: Sequence[float], keep: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    if x.shape[0] == 0:
+        return tuple(None if t is None else torch.zeros_like(t) for t in (x, weights, biases, context))
+    if sums is None or sums.numel() == 0:
+        _, _, sums = _pass(x, weights, biases, context, degrees, sizes, settings, numbers, True)
+    p = plan(_network(tuple(degrees), tuple(sizes), tuple(settings)), True, x.device)
+    n_params, _, _, activation, kind, inverse, *_ = settings
+    grads = _empty_gradients(p, x, weights, biases, context, need_weights or need_biases)
+    _native.masked_autoregressive_backward(
+        x, weights, biases, context, z, grad_z, grad_log_det, sums, p.vector, p.total + p.values + p.sums, p.rows,
+        p.packed_pass, activation, kind, n_params, bool(inverse), *numbers, True, p.values, p.sums, p.tiles, *grads,
+    )  # fmt: skip
+    return grads
+
+
+def _pass_reference(
+    x: Tensor, weights: Tensor, biases: Tensor, context: Tensor | None, degrees: Sequence[int], sizes: Sequence[int],
+    settings: Sequence[int], numbers: Sequence[float], keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return reference.masked_autoregressive_transform(
+        *_described(x, weights, biases, context, degrees, sizes, settings, numbers)
+    )
+
+
+_pass_op = differentiable(
+    "masked_pass", _pass_outputs, outputs=("z", "log_det", "sums"), reference=_pass_reference, launch=_pass,
+    backward=_pass_gradients, backward_launch=_pass_backward, row_outputs=False,
 )  # fmt: skip
 
 
@@ -226,9 +316,82 @@ def masked_autoregressive_inverse(
         ...     scale_map="softplus", min_scale=1e-3,
         ... )
     """
-    check.floating("z", z)
-    rows, batch = check.rows("z", z)
-    units = _degrees(degrees, z.shape[-1])
+    arguments, batch = _prepare(
+        "z", z, weights, biases, context, degrees=degrees, activation=activation, residual=residual,
+        context_layers=context_layers, kind=kind, layout=layout, map_inverse=map_inverse, scale_map=scale_map,
+        clamp=clamp, offset=offset, min_scale=min_scale, gain=gain, max_log_scale=max_log_scale, bound=bound,
+        min_bin_width=min_bin_width, min_bin_height=min_bin_height, min_derivative=min_derivative,
+        logit_scale=logit_scale,
+    )  # fmt: skip
+    x, log_det = _op(*arguments)
+    return check.restore(x, log_det, z, batch)
+
+
+def masked_autoregressive_transform(
+    x: Tensor,
+    weights: Tensor | Sequence[Tensor],
+    biases: Tensor | Sequence[Tensor],
+    context: Tensor | Sequence[Tensor] | None = None,
+    *,
+    degrees: Sequence[Sequence[int]],
+    map_inverse: bool = False,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    r"""Map x to :math:`z_i = g(x_i; p_i)`, where a masked network (MADE) gives p_i from the numbers before x_i.
+
+    This is the direction in which masked autoregressive flows give densities (and inverse autoregressive flows sample),
+    the inverse of `masked_autoregressive_inverse`, where network and maps are described. Network, map and log|det|
+    are one kernel: the numbers of a row stay in cache from layer to layer, and only weights within the masks are
+    multiplied, half of a dense network's. For the backward the sums of all units are kept.
+
+    On a GPU a row goes through this kernel degree by degree; many rows are faster there by products of matrices with
+    masked weights, as `genfast.flows.MADE` does it.
+
+    Args:
+        x: rows `[..., D]`; float32 or float64, or float16/bfloat16 (computed in float32).
+        weights: as for `masked_autoregressive_inverse`.
+        biases: as there.
+        context: as there.
+        degrees: as there.
+        map_inverse: whether :math:`z_i = g^{-1}(x_i; p_i)`.
+        options: the others of `masked_autoregressive_inverse`.
+
+    Returns:
+        z: `[..., D]`.
+        log_det: `[...]`, log|det dz/dx| in nats; float32 for half types.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, dtypes differ, or an option is no number or unknown.
+        ValueError: as for `masked_autoregressive_inverse`.
+
+    Source:
+        Papamakarios, Pavlakou & Murray, "Masked autoregressive flow for density estimation", NeurIPS 2017.
+
+    Example:
+        >>> degrees = [[1, 2, 3], [1, 2, 1, 2]]
+        >>> weights, biases = [torch.randn(4, 3), torch.randn(6, 4)], [torch.zeros(4), torch.zeros(6)]
+        >>> x = torch.randn(8, 3)
+        >>> z, log_det = genfast.ops.masked_autoregressive_transform(x, weights, biases, degrees=degrees)
+        >>> x_again, _ = genfast.ops.masked_autoregressive_inverse(z, weights, biases, degrees=degrees)
+    """
+    arguments, batch = _prepare("x", x, weights, biases, context, degrees=degrees, map_inverse=map_inverse, **options)
+    tensors = [t for t in arguments[:4] if t is not None]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    z, log_det, *_ = _pass_op(*arguments, keep)
+    return check.restore(z, log_det, x, batch)
+
+
+def _prepare(
+    name: str, z: Tensor, weights: Any, biases: Any, context: Any, *, degrees: Any, activation: str = "relu",
+    residual: bool = False, context_layers: Any = None, kind: str = "affine", layout: str = "interleaved",
+    map_inverse: bool, scale_map: str = "exp", clamp: float | None = None, offset: float | None = None,
+    min_scale: float | None = None, gain: float | None = None, max_log_scale: float = 40.0, bound: float = 3.0,
+    min_bin_width: float = 1e-3, min_bin_height: float = 1e-3, min_derivative: float = 1e-3, logit_scale: float = 1.0,
+) -> tuple[tuple[Any, ...], torch.Size]:  # fmt: skip
+    """The checked arguments of the ops, and the leading dimensions of z, which is called `name`."""
+    check.floating(name, z)
+    rows, batch = check.rows(name, z)
+    units = _degrees(degrees, z.shape[-1], name)
     if type(residual) is not bool:
         raise TypeError(f"residual: got {type(residual).__name__}, want a bool")
     if residual:
@@ -241,11 +404,11 @@ def masked_autoregressive_inverse(
     if layout not in LAYOUTS or (kind != "affine" and layout != "interleaved"):
         want = LAYOUTS if kind == "affine" else LAYOUTS[:1]
         raise ValueError(f"layout: got {layout!r}, want one of {', '.join(map(repr, want))} for kind {kind!r}")
-    biases, n_params = _flat_biases(z, biases, units, kind)
+    biases, n_params = _flat_biases(z, name, biases, units, kind)
     widths = [*map(len, units), n_params * z.shape[-1]]
-    weights = _flat_weights(z, weights, widths)
+    weights = _flat_weights(z, name, weights, widths)
     if context is not None:
-        context = _flat_context(z, context, [widths[i + 1] for i in added], batch)
+        context = _flat_context(z, name, context, [widths[i + 1] for i in added], batch)
         context = context.reshape(rows.shape[0], context.shape[-1])
     numbers: tuple[float, ...]
     if kind == "affine":
@@ -253,9 +416,9 @@ def masked_autoregressive_inverse(
         numbers = tuple(rest)
     else:
         given = {"clamp": clamp, "offset": offset, "min_scale": min_scale, "gain": gain}
-        for name, value in given.items():
+        for constant, value in given.items():
             if value is not None:
-                raise ValueError(f"{name}: kind {kind!r} has no such constant")
+                raise ValueError(f"{constant}: kind {kind!r} has no such constant")
         rq_spline._check_options(  # noqa: SLF001
             z, (n_params + 1) // 3, bound, min_bin_width, min_bin_height, min_derivative, False
         )
@@ -268,25 +431,33 @@ def masked_autoregressive_inverse(
         n_params, LAYOUTS.index(layout), int(residual), _ACTIVATIONS.index(activation), index, int(map_inverse),
         *(int(i in added) for i in range(len(units) - 1)),
     )  # fmt: skip
-    sizes = tuple(map(len, units))
-    x, log_det = _op(rows, weights, biases, context, sum(units, ()), sizes, settings, numbers)
-    return check.restore(x, log_det, z, batch)
+    return (rows, weights, biases, context, sum(units, ()), tuple(map(len, units)), settings, numbers), batch
 
 
-def _degrees(degrees: Any, d: int) -> tuple[tuple[int, ...], ...]:
-    units = tuple(degrees) if isinstance(degrees, Sequence) and len(degrees) > 0 else None
-    if units is None or any(isinstance(u, int) for u in units):
+def _degrees(degrees: Any, d: int, name: str) -> tuple[tuple[int, ...], ...]:
+    if type(degrees) is tuple and all(type(u) is tuple for u in degrees):
+        found = degrees
+    else:
+        units = tuple(degrees) if isinstance(degrees, Sequence) else ()
+        if not units or any(isinstance(u, int) for u in units):
+            raise TypeError("degrees: want a sequence of sequences of ints, of the inputs and of each hidden layer")
+        found = tuple(tuple(u.tolist() if isinstance(u, Tensor) else u) for u in units)
+    _check_degrees(found)
+    if len(found[0]) != d:
+        raise ValueError(f"degrees[0]: got {len(found[0])} numbers, want {d}, one for each column of {name}")
+    return found
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _check_degrees(found: tuple[tuple[int, ...], ...]) -> None:
+    if not found:
         raise TypeError("degrees: want a sequence of sequences of ints, of the inputs and of each hidden layer")
-    found = tuple(u if type(u) is tuple else tuple(u.tolist() if isinstance(u, Tensor) else u) for u in units)
     for i, layer in enumerate(found):
         for degree in layer:
             if type(degree) is not int or not -(1 << 31) < degree < 1 << 31:
                 raise TypeError(f"degrees[{i}]: got {degree!r} among them, want ints")
         if not layer:
             raise ValueError(f"degrees[{i}]: got no units, want at least 1")
-    if len(found[0]) != d:
-        raise ValueError(f"degrees[0]: got {len(found[0])} numbers, want {d}, one for each column of z")
-    return found
 
 
 def _check_residual(units: tuple[tuple[int, ...], ...]) -> None:
@@ -307,12 +478,12 @@ def _context_layers(layers: Any, count: int) -> tuple[int, ...]:
     return found
 
 
-def _flat(z: Tensor, name: str, given: Any, shapes: list[list[int]]) -> Tensor:
+def _flat(z: Tensor, first: str, name: str, given: Any, shapes: list[list[int]]) -> Tensor:
     """One tensor of all numbers, of tensors of these shapes."""
     if len(given) != len(shapes):
         raise ValueError(f"{name}: got {len(given)} tensors, want {len(shapes)}, one a layer")
     for i, (t, shape) in enumerate(zip(given, shapes, strict=True)):
-        check.same_dtype_and_device(z, "z", **{f"{name}[{i}]": t})
+        check.same_dtype_and_device(z, first, **{f"{name}[{i}]": t})
         if list(t.shape) != shape:
             raise ValueError(f"{name}[{i}]: got shape {list(t.shape)}, want {shape}, as degrees say")
     if len({t.dtype for t in given}) > 1:  # under autocast
@@ -320,13 +491,15 @@ def _flat(z: Tensor, name: str, given: Any, shapes: list[list[int]]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in given])
 
 
-def _flat_biases(z: Tensor, biases: Any, units: tuple[tuple[int, ...], ...], kind: str) -> tuple[Tensor, int]:
+def _flat_biases(
+    z: Tensor, first: str, biases: Any, units: tuple[tuple[int, ...], ...], kind: str
+) -> tuple[Tensor, int]:
     d, hidden = len(units[0]), [len(u) for u in units[1:]]
     listed = isinstance(biases, list | tuple)
     if listed:
         outputs = biases[-1].shape[0] if biases and isinstance(biases[-1], Tensor) and biases[-1].dim() == 1 else 0
     else:
-        check.same_dtype_and_device(z, "z", biases=biases)
+        check.same_dtype_and_device(z, first, biases=biases)
         if biases.dim() != 1:
             raise ValueError(f"biases: got shape {list(biases.shape)}, want one dimension, or a list of tensors")
         outputs = biases.shape[0] - sum(hidden)
@@ -335,14 +508,14 @@ def _flat_biases(z: Tensor, biases: Any, units: tuple[tuple[int, ...], ...], kin
         want = f"{2 * d}, 2 for each input" if kind == "affine" else f"{d} times 3 K - 1"
         got = f"{outputs} for the outputs"
         raise ValueError(f"biases: got {got} beside {sum(hidden)} for hidden units, want {want}")
-    return (_flat(z, "biases", biases, [[w] for w in [*hidden, outputs]]) if listed else biases), n_params
+    return (_flat(z, first, "biases", biases, [[w] for w in [*hidden, outputs]]) if listed else biases), n_params
 
 
-def _flat_weights(z: Tensor, weights: Any, widths: list[int]) -> Tensor:
+def _flat_weights(z: Tensor, first: str, weights: Any, widths: list[int]) -> Tensor:
     shapes = [[b, a] for a, b in itertools.pairwise(widths)]
     if isinstance(weights, list | tuple):
-        return _flat(z, "weights", weights, shapes)
-    check.same_dtype_and_device(z, "z", weights=weights)
+        return _flat(z, first, "weights", weights, shapes)
+    check.same_dtype_and_device(z, first, weights=weights)
     want = sum(a * b for a, b in shapes)
     if list(weights.shape) != [want]:
         sizes = " + ".join(f"{a} x {b}" for a, b in shapes)
@@ -351,17 +524,17 @@ def _flat_weights(z: Tensor, weights: Any, widths: list[int]) -> Tensor:
     return flat
 
 
-def _flat_context(z: Tensor, context: Any, widths: list[int], batch: Sequence[int]) -> Tensor:
+def _flat_context(z: Tensor, first: str, context: Any, widths: list[int], batch: Sequence[int]) -> Tensor:
     lead = list(batch)
     if isinstance(context, list | tuple):
         if len(context) != len(widths):
             raise ValueError(f"context: got {len(context)} tensors, want {len(widths)}, one for each of context_layers")
         for i, (t, width) in enumerate(zip(context, widths, strict=True)):
-            check.same_dtype_and_device(z, "z", **{f"context[{i}]": t})
+            check.same_dtype_and_device(z, first, **{f"context[{i}]": t})
             if list(t.shape) != [*lead, width]:
                 raise ValueError(f"context[{i}]: got shape {list(t.shape)}, want {[*lead, width]}")
         return torch.cat(list(context), -1)
-    check.same_dtype_and_device(z, "z", context=context)
+    check.same_dtype_and_device(z, first, context=context)
     want = [*lead, sum(widths)]
     if list(context.shape) != want:
         raise ValueError(f"context: got shape {list(context.shape)}, want {want}, the units of the layers it adds to")

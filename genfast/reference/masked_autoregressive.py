@@ -1,4 +1,4 @@
-"""The inverse of a masked autoregressive transform in plain PyTorch: one pass of the network for each degree."""
+"""Masked autoregressive transforms in plain PyTorch, and their inverse: one pass of the network for each degree."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +119,28 @@ def masked_autoregressive_inverse(
             columns[i] = x
             log_det = log_det + term
     return torch.stack(columns, -1).to(z.dtype), log_det
+
+
+def masked_autoregressive_transform(
+    x: Tensor,
+    weights: Tensor,
+    biases: Tensor,
+    context: Tensor | None,
+    network: Network,
+    activation: str,
+    kind: str,
+    inverse: bool,
+    options: Mapping[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """See `genfast.ops.masked_autoregressive_transform`; the options are those of the map."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    layers = network.layers(weights.to(wide), biases.to(wide))
+    hidden = network.hidden(x.to(wide), layers, None if context is None else context.to(wide), activation)
+    params = F.linear(hidden, *layers[-1])
+    rows = torch.tensor([r for i in range(x.shape[-1]) for r in network.outputs(i)], device=x.device)
+    params = params.index_select(-1, rows).unflatten(-1, (x.shape[-1], network.n_params))
+    z, log_det = _map(x.to(wide), params, kind, inverse, options)
+    return z.to(x.dtype), log_det.sum(-1)
 
 
 def _map(z: Tensor, params: Tensor, kind: str, inverse: bool, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

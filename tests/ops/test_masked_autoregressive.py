@@ -214,11 +214,96 @@ class TestSpline(OpTests):
     )  # fmt: skip
 
 
+# --- the direction in which all numbers are known
+
+
+def transform(*, spline=0, **arguments):
+    """The other op, by the name that it has for its rows."""
+    z = arguments.pop("x")
+    known = all(torch.is_tensor(t) and t.dim() for t in (z, arguments.get("biases")))
+    name = network_of({**arguments, "z": z}, spline) if known else "one layer"
+    given: dict[str, Any] = {"degrees": NETWORKS[name], "residual": name.startswith("block"), **arguments}
+    if spline:
+        given["kind"] = "rational_quadratic"
+    return ops.masked_autoregressive_transform(z, **given)
+
+
+def plain_transform(**arguments):
+    with genfast.backend("reference"):
+        return transform(**arguments)
+
+
+def solve(tensors, options, outputs, spline=0):
+    others = {k: v for k, v in tensors.items() if k != "x"}
+    back = {**options, "map_inverse": not options.get("map_inverse", False)}
+    return function(z=outputs[0], spline=spline, **others, **back)[0]
+
+
+def renamed(make):
+    return lambda *given: {("x" if k == "z" else k): v for k, v in make(*given).items()}
+
+
+class TestTransform(OpTests):
+    spec = OpSpec(
+        name="masked_autoregressive_transform", function=transform, reference=plain_transform, make=renamed(make),
+        cases=CASES, rows=["x", "context"], extreme={k: renamed(v) for k, v in EXTREME.items()}, undo=solve,
+        variants={
+            "relu": {"scale_map": "tanh"},
+            "gelu inverse": {
+                "activation": "gelu", "scale_map": "softplus", "min_scale": 1e-3, "map_inverse": True,
+                "layout": "chunked_scale_shift",
+            },
+        },
+        bad={
+            "too few inputs": bad(
+                {"degrees": ((1, 2), (1, 2, 0))}, ValueError,
+                r"degrees\[0\]: got 2 numbers, want 3, one for each column of x",
+            ),
+            "activation": bad({"activation": "swish"}, ValueError, r"activation: got 'swish', want one of .*"),
+            "option": bad({"colour": 1}, TypeError, r".*unexpected keyword argument 'colour'"),
+        },
+    )  # fmt: skip
+
+
+class TestSplineTransform(OpTests):
+    spec = OpSpec(
+        name="masked_autoregressive_transform", function=functools.partial(transform, spline=BINS),
+        reference=functools.partial(plain_transform, spline=BINS), make=renamed(make_spline),
+        cases=[("one layer", 2), ("block", 67), ("any order", 33)], rows=["x", "context"],
+        undo=functools.partial(solve, spline=BINS), variants={"tanh": {"activation": "tanh", "bound": 2.0}},
+    )  # fmt: skip
+
+
+def test_the_sums_are_kept_for_the_backward_alone(native):
+    """Without a gradient nothing is kept, and a backward without kept sums computes them again."""
+    tensors = renamed(make)(("blocks", 40), torch.Generator().manual_seed(0))
+    kept = []
+
+    def pack(t):
+        kept.append(t)
+        return t
+
+    leaves = {k: v.requires_grad_() for k, v in tensors.items()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = transform(**leaves)
+    assert any(t is not None and t.dim() == 2 and t.shape[1] == 40 for t in kept)
+    want = torch.autograd.grad(out, list(leaves.values()), cotangents_of(out))
+    _, pull_back = torch.func.vjp(lambda t: transform(**t), {k: v.detach() for k, v in leaves.items()})
+    got = pull_back(tuple(cotangents_of(out)))[0]
+    for name, b in zip(leaves, want, strict=True):
+        assert relative_error(got[name], b) <= 1e-12
+
+
 def small(network, **options):
     """A small case of a network, and the options that say which it is."""
-    spline = options.pop("spline", 0)
+    spline, to = options.pop("spline", 0), options.pop("to", "z")
+
+    def made():
+        found = tensors_of(network, 35, torch.Generator().manual_seed(0), 3 * spline - 1 if spline else 2)
+        return {(to if k == "z" else k): v for k, v in found.items()}
+
     return Small(
-        lambda: tensors_of(network, 35, torch.Generator().manual_seed(0), 3 * spline - 1 if spline else 2),
+        made,
         [{"degrees": NETWORKS[network], "residual": network.startswith("block"), **options}],
     )
 
@@ -227,6 +312,8 @@ SMALL = {
     "masked_autoregressive_inverse any order": small("any order", activation="elu", scale_map="tanh"),
     "masked_autoregressive_inverse block": small("block", activation="gelu", map_inverse=False),
     "masked_autoregressive_inverse wide": small("wide", activation="tanh", scale_map="tanh"),
+    "masked_autoregressive_transform blocks": small("block", to="x", activation="elu"),
+    "masked_autoregressive_transform spline": small("any order", to="x", spline=3, kind="rational_quadratic"),
     "masked_autoregressive_inverse spline": small("block", spline=4, activation="silu", kind="rational_quadratic"),
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/macros.h"
 #include "common/stream.h"
 #include "ops/coupling/coupling.h"
 
@@ -27,44 +28,47 @@ struct MaskedMap {
 // sum is `total`; `rows` are those of the buffer that a block of samples keeps, `packed` counts the weights and biases
 // that are read.
 struct MaskedAutoregressiveForward {
-  int64_t n, d, n_weights, n_biases, n_context, plan_size;
+  int64_t n, d, n_weights, n_biases, n_context, plan_size, n_adjoint;
   DType dtype;
   const void *z, *weights, *biases, *context;
   const int32_t* plan;
   int64_t total, rows, packed;
   int32_t activation;
   MaskedMap map;
+  bool pass;  // all numbers are known: z goes through the network, and x is g(z; p(z))
   void *x, *log_det;
+  void* sums;  // of a pass, as `adjoint` below, if they are kept for its backward
   void* workspace;
   Stream stream;
 };
 
-// Besides the cotangents of z and of the context the backward gives what the gradients of the parameters are made of, a
-// sample a column and the units of a layer in the order of the plan: `values`, what the layers read, and `adjoint`, the
-// cotangents of the sums.
+// The gradients of the parameters are products of `values`, what the layers read, and `adjoint`, the cotangents of the
+// sums: [n_values, n] and [n_sums, n], the units of a layer in the order of the plan. Those of units that are not in
+// the plan are left as they are.
 struct MaskedAutoregressiveBackward {
-  int64_t n, d, n_weights, n_biases, n_context, plan_size, n_values, n_adjoint;
+  int64_t n, d, n_weights, n_biases, n_context, plan_size, n_adjoint;
   DType dtype;
   const void *z, *weights, *biases, *context, *x, *grad_x, *grad_log_det;
+  const void* sums;  // of a pass
   const int32_t* plan;
-  int64_t total, rows, packed;
+  int64_t total, rows, packed, n_values, n_sums, tiles;  // tiles of kMaskedTile units
   int32_t activation;
   MaskedMap map;
-  void *grad_z, *grad_context, *values, *adjoint;
-  void* workspace;
+  bool pass;
+  void *grad_z, *grad_weights, *grad_biases, *grad_context;
+  void* workspace;  // packed weights, buffers, values, adjoint
   Stream stream;
-};
 
-// The gradients of weights and biases: sums over samples of a cotangent times what it is the cotangent's weight of.
-// Those of units that are not in the plan are left as they are.
-struct MaskedAutoregressiveProducts {
-  int64_t n, n_weights, n_biases, plan_size, n_values, n_adjoint;
-  DType dtype, wide;
-  const void *values, *adjoint;
-  const int32_t* plan;
-  int64_t total, tiles;  // tiles of kMaskedTile units
-  void *grad_weights, *grad_biases;
-  Stream stream;
+  int64_t buffers;  // numbers of the workspace before `values`
+  GF_HD bool wants_products() const { return grad_weights != nullptr; }
+  template <class T>
+  GF_HD T* values() const {
+    return static_cast<T*>(workspace) + buffers;
+  }
+  template <class T>
+  GF_HD T* adjoint() const {
+    return values<T>() + n_values * n;
+  }
 };
 constexpr int64_t kMaskedTile = 32;
 
@@ -85,5 +89,4 @@ inline int64_t masked_shared_bytes(int64_t rows, DType dtype) {
 }  // namespace gf
 
 GF_DECLARE_BACKENDS(void masked_autoregressive_forward(const MaskedAutoregressiveForward&);
-                    void masked_autoregressive_backward(const MaskedAutoregressiveBackward&);
-                    void masked_autoregressive_products(const MaskedAutoregressiveProducts&))
+                    void masked_autoregressive_backward(const MaskedAutoregressiveBackward&))

@@ -33,19 +33,21 @@ void describe_network(const Description<Args>& k) {
   k.scalar(GF(map.c2));
   k.scalar(GF(map.c3));
   k.scalar(GF(map.c4));
+  k.scalar(GF(pass));
 }
 
+// Packed weights, and on a GPU the buffers that do not fit into shared memory.
 template <class Args>
-int64_t workspace(const Args& a, Backend backend) {
-  const bool buffers = on_gpu(backend) && masked_shared_bytes(a.rows, a.dtype) == 0;
-  return a.packed + (buffers ? masked_blocks(a.n) * a.rows * kMaskedSamples : 0);
+int64_t buffers(const Args& a, Backend backend) {
+  const bool needed = on_gpu(backend) && masked_shared_bytes(a.rows, a.dtype) == 0;
+  return (a.packed + (needed ? masked_blocks(a.n) * a.rows * kMaskedSamples : 0) + 15) / 16 * 16;
 }
 
 // A plan reads and writes where its own network has units.
 void check_total(int64_t sizes, int64_t total) {
   if (sizes != total)
     throw std::invalid_argument(
-        "plan: expected tensors of the sizes that it is for: weights, biases, context, values, adjoint");
+        "plan: expected tensors of the sizes that it is for, weights, biases, context and sums");
 }
 
 template <class Args>
@@ -73,51 +75,46 @@ double work(const Args& a) {
 GF_KERNEL(masked_autoregressive_forward, MaskedAutoregressiveForward) {
   describe_inputs(k);
   describe_network(k);
+  k.size(GF(n_adjoint));
   k.tensor(GF(x), "n d");
   k.tensor(GF(log_det), "n").sum();
-  k.workspace(GF(workspace), DType::other, workspace<Args>);
+  k.tensor(GF(sums), "n_adjoint n").sum().optional();
+  k.workspace(GF(workspace), DType::other, buffers<Args>);
   k.prepare([](Args& a, Backend) {
     check_map(a);
-    check_total(sizes(a), a.total);
+    check_total(sizes(a) + a.n_adjoint, a.total);
   });
   k.work(work<Args>);
 }
 
 GF_KERNEL(masked_autoregressive_backward, MaskedAutoregressiveBackward) {
   describe_inputs(k);
-  k.size(GF(n_values)), k.size(GF(n_adjoint));
+  k.size(GF(n_adjoint));
   k.tensor(GF(x), "n d");
   k.tensor(GF(grad_x), "n d");
   k.tensor(GF(grad_log_det), "n").sum();
+  k.tensor(GF(sums), "n_adjoint n").sum().optional();
   describe_network(k);
+  k.scalar(GF(n_values)), k.scalar(GF(n_sums)), k.scalar(GF(tiles));
   k.tensor(GF(grad_z), "n d");
+  k.tensor(GF(grad_weights), "n_weights").optional();
+  k.tensor(GF(grad_biases), "n_biases").optional();
   k.tensor(GF(grad_context), "n n_context").optional();
-  k.tensor(GF(values), "n_values n").sum();
-  k.tensor(GF(adjoint), "n_adjoint n").sum();
-  k.workspace(GF(workspace), DType::other, workspace<Args>);
-  k.prepare([](Args& a, Backend) {
+  k.workspace(GF(workspace), DType::other, [](const Args& a, Backend) {
+    return a.buffers + (a.wants_products() ? (a.n_values + a.n_sums) * a.n : 0);
+  });
+  k.prepare([](Args& a, Backend backend) {
     check_map(a);
-    check_total(sizes(a) + a.n_values + a.n_adjoint, a.total);
+    check_total(sizes(a) + a.n_values + a.n_sums, a.total);
+    if (a.pass ? a.sums == nullptr || a.n_adjoint != a.n_sums : a.sums != nullptr)
+      throw std::invalid_argument("sums: expected the sums of a pass, or none");
+    if ((a.grad_weights == nullptr) != (a.grad_biases == nullptr))
+      throw std::invalid_argument("grad_weights: expected grad_weights and grad_biases, or neither");
     if ((a.context == nullptr) != (a.grad_context == nullptr))
       throw std::invalid_argument("grad_context: expected context and grad_context, or neither");
+    a.buffers = buffers(a, backend);
   });
   k.work(work<Args>);
-}
-
-GF_KERNEL(masked_autoregressive_products, MaskedAutoregressiveProducts) {
-  k.size(GF(n)), k.size(GF(n_weights)), k.size(GF(n_biases)), k.size(GF(plan_size));
-  k.size(GF(n_values)), k.size(GF(n_adjoint));
-  k.type(GF(wide), kWide), k.type(GF(dtype));
-  k.tensor(GF(values), "n_values n");
-  k.tensor(GF(adjoint), "n_adjoint n");
-  k.tensor(GF(plan), "plan_size");
-  k.scalar(GF(total)), k.scalar(GF(tiles));
-  k.tensor(GF(grad_weights), "n_weights").of("dtype");
-  k.tensor(GF(grad_biases), "n_biases").of("dtype");
-  k.prepare([](Args& a, Backend) {
-    check_total(a.n_weights + a.n_biases + a.plan_size + a.n_values + a.n_adjoint, a.total);
-  });
-  k.work([](const Args& a) { return 0.05 * static_cast<double>(a.n) * static_cast<double>(a.n_weights); });
 }
 
 }  // namespace gf

@@ -1,22 +1,15 @@
 // The inverse of a masked autoregressive transform on the CPU. Lanes are samples: a block of kPacks registers' worth of
 // them goes through all stages with its units in cache, while the packed weights are read once, from front to back.
-#include "common/columns.h"
-#include "ops/masked_autoregressive/masked_autoregressive_math.h"
-#include "ops/masked_autoregressive/masked_autoregressive_plan.h"
+#include <utility>
+
+#include "ops/masked_autoregressive/masked_autoregressive_cpu.h"
+#include "ops/masked_autoregressive/masked_autoregressive_pass.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
 namespace {
 
-// Units whose sums are taken together: what the registers hold beside one row of the buffer.
-constexpr int kTile = kVectorBytes == 64 ? 4 : 2;
-
 // --- packing
-
-template <class T>
-struct Weights {
-  const T *weights, *biases;
-};
 
 template <class T>
 void pack_group(const MaskedPlan& plan, const MaskedGroup& g, bool backward, const Weights<T>& from, T** to) {
@@ -51,152 +44,7 @@ void pack(const MaskedPlan& plan, bool backward, const Weights<T>& from, T* pack
   });
 }
 
-// --- sums
-
-// out[u] = bias[u] + sum_k weight[k][u] in[k]; returns the end of the weights.
-template <int kUnits, class P, class T>
-GF_NOINLINE const T* tile(const T* w, int64_t count, const Packs<P>* in, Packs<P>* out) {
-  P sum[kUnits][kPacks];
-  for (int u = 0; u < kUnits; ++u)
-    for (int p = 0; p < kPacks; ++p) sum[u][p] = P(w[u]);
-  w += kUnits;
-  for (int64_t k = 0; k < count; ++k, w += kUnits)
-    for (int p = 0; p < kPacks; ++p) {
-      const P a = in[k].v[p];
-      for (int u = 0; u < kUnits; ++u) sum[u][p] = fma(P(w[u]), a, sum[u][p]);
-    }
-  for (int u = 0; u < kUnits; ++u)
-    for (int p = 0; p < kPacks; ++p) out[u].v[p] = sum[u][p];
-  return w;
-}
-
-template <class P, class T>
-const T* sums(const T* w, int units, int64_t count, const Packs<P>* in, Packs<P>* out) {
-  for (; units >= kTile; units -= kTile, out += kTile) w = tile<kTile>(w, count, in, out);
-  if constexpr (kTile > 2) {
-    if (units == 3) return tile<3>(w, count, in, out);
-    if (units == 2) return tile<2>(w, count, in, out);
-  }
-  return units == 1 ? tile<1>(w, count, in, out) : w;
-}
-
-// --- activations and maps, each compiled once
-
-template <class P>
-using Activate = void (*)(int count, const Packs<P>* before, Packs<P>* value);
-
-template <Activation kKind, class P>
-void activate(int count, const Packs<P>* before, Packs<P>* value) {
-  for (int i = 0; i < count; ++i)
-    for (int p = 0; p < kPacks; ++p) value[i].v[p] = activation<kKind>(before[i].v[p]);
-}
-
-template <class P>
-using Slope = void (*)(int count, const Packs<P>* before, const Packs<P>* value, Packs<P>* adjoint);
-
-template <Activation kKind, class P>
-void times_slope(int count, const Packs<P>* before, const Packs<P>* value, Packs<P>* adjoint) {
-  for (int i = 0; i < count; ++i)
-    for (int p = 0; p < kPacks; ++p) adjoint[i].v[p] *= activation_slope<kKind>(before[i].v[p], value[i].v[p]);
-}
-
-template <class T>
-using Solve = void (*)(const MaskedConstants<T>&, const Packs<Native<T>>& z, Packs<Native<T>>* params,
-                       Packs<Native<T>>* x, Packs<Native<T>>* log_det);
-
-template <class P>
-MaskedParams<P> params_of(Packs<P>* params, int p) {
-  return {&params->v[p], kPacks};
-}
-
-template <ScaleMap kMap, class T>
-void solve_affine(const MaskedConstants<T>& c, const Packs<Native<T>>& z, Packs<Native<T>>* params, Packs<Native<T>>* x,
-                  Packs<Native<T>>* log_det) {
-  for (int p = 0; p < kPacks; ++p) {
-    const Mapped<Native<T>> m = masked_affine<kMap>(c, z.v[p], params_of(params, p));
-    x->v[p] = m.x;
-    log_det->v[p] += m.log_det;
-  }
-}
-
-template <bool kInverse, class T>
-void solve_spline(const MaskedConstants<T>& c, const Packs<Native<T>>& z, Packs<Native<T>>* params, Packs<Native<T>>* x,
-                  Packs<Native<T>>* log_det) {
-  for (int p = 0; p < kPacks; ++p) {
-    const Mapped<Native<T>> m = masked_spline<kInverse>(c, z.v[p], params_of(params, p));
-    x->v[p] = m.x;
-    log_det->v[p] += m.log_det;
-  }
-}
-
-// g is the cotangent of x, and becomes that of z.
-template <class T>
-using Adjoint = void (*)(const MaskedConstants<T>&, const Packs<Native<T>>& z, const Packs<Native<T>>& x,
-                         const Packs<Native<T>>& l, Packs<Native<T>>* params, Packs<Native<T>>* g);
-
-template <ScaleMap kMap, class T>
-void adjoint_affine(const MaskedConstants<T>& c, const Packs<Native<T>>& z, const Packs<Native<T>>& x,
-                    const Packs<Native<T>>& l, Packs<Native<T>>* params, Packs<Native<T>>* g) {
-  for (int p = 0; p < kPacks; ++p)
-    g->v[p] = masked_affine_adjoint<kMap>(c, z.v[p], x.v[p], g->v[p], l.v[p], params_of(params, p));
-}
-
-template <bool kInverse, class T>
-void adjoint_spline(const MaskedConstants<T>& c, const Packs<Native<T>>& z, const Packs<Native<T>>&,
-                    const Packs<Native<T>>& l, Packs<Native<T>>* params, Packs<Native<T>>* g) {
-  for (int p = 0; p < kPacks; ++p)
-    g->v[p] = masked_spline_adjoint<kInverse>(c, z.v[p], g->v[p], l.v[p], params_of(params, p));
-}
-
 // --- a block of samples through all stages
-
-template <class T>
-struct Network {
-  using P = Native<T>;
-  MaskedPlan plan;
-  MaskedConstants<T> constants;
-  Activate<P> activation;
-  Slope<P> slope;
-  Solve<T> solve;
-  Adjoint<T> adjoint;
-  const T* packed;
-  const void* context;
-  int64_t n_context;
-  DType dtype;
-
-  Network(const int32_t* p, int32_t kind, const MaskedMap& map, const T* packed_weights, const void* given_context,
-          int64_t columns, DType type)
-      : plan{p},
-        constants(MaskedConstants<T>::from(map)),
-        packed(packed_weights),
-        context(given_context),
-        n_context(columns),
-        dtype(type) {
-    dispatch_activation(static_cast<Activation>(kind), [&](auto a) {
-      activation = &activate<decltype(a)::value, P>;
-      slope = &times_slope<decltype(a)::value, P>;
-    });
-    if (constants.is_spline) {
-      solve = constants.inverse ? &solve_spline<true, T> : &solve_spline<false, T>;
-      adjoint = constants.inverse ? &adjoint_spline<true, T> : &adjoint_spline<false, T>;
-    } else {
-      dispatch_scale_map(constants.scale_map, [&](auto m) {
-        solve = &solve_affine<decltype(m)::value, T>;
-        adjoint = &adjoint_affine<decltype(m)::value, T>;
-      });
-    }
-  }
-};
-
-// What context adds to unit `own` of a layer, of the samples row ... row + count - 1.
-template <class T>
-void add_context(const Network<T>& net, int64_t column, int64_t row, int count, Packs<Native<T>>* to) {
-  using P = Native<T>;
-  alignas(64) T buffer[ColumnRows<T>::most];
-  gather(element(net.context, net.dtype, row * net.n_context + column), net.dtype, Layout{1, count, 0, net.n_context},
-         buffer);
-  for (int p = 0; p < kPacks; ++p) to->v[p] += load_first<P>(buffer + p * P::size, count - p * P::size);
-}
 
 // Computes all hidden units in `rows`. Solves for the numbers, given z (in their own order), which x replaces; or, if
 // `known`, takes them from x and leaves all parameters in the buffer.
@@ -278,19 +126,19 @@ void sweep_back(const Network<T>& net, const Packs<Native<T>>* z, const Packs<Na
   }
 }
 
-// Weights and biases in the type they are computed in, packed.
+// f(weights and biases in the type they are computed in)
+template <class T, class Args, class F>
+void with_weights(const Args& a, F&& f) {
+  if (!is_half(a.dtype)) return f(Weights<T>{static_cast<const T*>(a.weights), static_cast<const T*>(a.biases)});
+  Scratch<T> copies(a.n_weights + a.n_biases);
+  gather(a.weights, a.dtype, a.n_weights, copies.get());
+  gather(a.biases, a.dtype, a.n_biases, copies.get() + a.n_weights);
+  f(Weights<T>{copies.get(), copies.get() + a.n_weights});
+}
+
 template <class T, class Args>
-const T* packed_weights(const Args& a, bool backward) {
-  T* packed = static_cast<T*>(a.workspace);
-  if (is_half(a.dtype)) {
-    Scratch<T> copies(a.n_weights + a.n_biases);
-    gather(a.weights, a.dtype, a.n_weights, copies.get());
-    gather(a.biases, a.dtype, a.n_biases, copies.get() + a.n_weights);
-    pack<T>({a.plan}, backward, {copies.get(), copies.get() + a.n_weights}, packed);
-  } else {
-    pack<T>({a.plan}, backward, {static_cast<const T*>(a.weights), static_cast<const T*>(a.biases)}, packed);
-  }
-  return packed;
+Network<T> network(const Args& a) {
+  return Network<T>(a.plan, a.activation, a.map, static_cast<const T*>(a.workspace), a.context, a.n_context, a.dtype);
 }
 
 // Samples that a thread takes at a time: few pieces, whose buffers are allocated once each.
@@ -303,7 +151,8 @@ int64_t grain(int64_t n) {
 template <class T>
 void run_forward(const MaskedAutoregressiveForward& a) {
   using R = Packs<Native<T>>;
-  const Network<T> net(a.plan, a.activation, a.map, packed_weights<T>(a, false), a.context, a.n_context, a.dtype);
+  const Network<T> net = network<T>(a);
+  with_weights<T>(a, [&](const Weights<T>& w) { pack(net.plan, false, w, static_cast<T*>(a.workspace)); });
   parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
     ColumnRows<T> rows(a.d, a.dtype);
     Scratch<R> buffer(a.rows), z(a.d);
@@ -319,34 +168,25 @@ void run_forward(const MaskedAutoregressiveForward& a) {
   });
 }
 
-// Rows of the buffer to rows of a result [.., n].
-template <class T>
-void store_units(int units, const Packs<Native<T>>* from, int64_t n, int64_t at, int count, void* result) {
-  using P = Native<T>;
-  for (int i = 0; i < units; ++i) {
-    T* to = static_cast<T*>(result) + i * n + at;
-    for (int p = 0; p < kPacks; ++p) store_first(to + p * P::size, from[i].v[p], count - p * P::size);
-  }
-}
-
-// The cotangents of what context added to a layer.
-template <class T>
-void store_context(const MaskedAutoregressiveBackward& a, const MaskedPlan& plan, const MaskedLayer& f,
-                   const Packs<Native<T>>* adjoint, int64_t row, int count) {
-  using P = Native<T>;
-  alignas(64) T buffer[ColumnRows<T>::most];
-  for (int i = 0; i < f.used; ++i) {
-    for (int p = 0; p < kPacks; ++p) store(buffer + p * P::size, adjoint[i].v[p]);
-    scatter(buffer, element(a.grad_context, a.dtype, row * a.n_context + f.context + plan.own(f, i)), a.dtype,
-            Layout{1, count, 0, a.n_context});
+// What the gradients of the parameters are made of.
+template <class R>
+void store_results(const MaskedAutoregressiveBackward& a, const MaskedPlan& plan, const R* rows, int64_t row,
+                   int count) {
+  using T = scalar_t<R>;
+  for (int l = 0; l <= plan.layers() + 1; ++l) {
+    const MaskedLayer f = plan.layer(l);
+    if (f.context >= 0) store_context<T>(a, plan, f, rows + f.adjoint, row, count);
+    if (!a.wants_products()) continue;
+    if (l <= plan.layers()) store_units<T>(f.used, rows + f.value, a.n, f.values * a.n + row, count, a.values<T>());
+    if (l > 0) store_units<T>(f.used, rows + f.adjoint, a.n, f.sums * a.n + row, count, a.adjoint<T>());
   }
 }
 
 template <class T>
 void run_backward(const MaskedAutoregressiveBackward& a) {
   using R = Packs<Native<T>>;
-  const Network<T> net(a.plan, a.activation, a.map, packed_weights<T>(a, true), a.context, a.n_context, a.dtype);
-  const int layers = net.plan.layers();
+  const Network<T> net = network<T>(a);
+  with_weights<T>(a, [&](const Weights<T>& w) { pack(net.plan, true, w, static_cast<T*>(a.workspace)); });
   parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
     ColumnRows<T> rows(a.d, a.dtype);
     Scratch<R> buffer(a.rows), x(a.d), z(a.d), g(a.d);
@@ -359,12 +199,70 @@ void run_backward(const MaskedAutoregressiveBackward& a) {
       sweep(net, true, row, count, x.get(), buffer.get());
       sweep_back(net, z.get(), rows.load_sum(a.grad_log_det), g.get(), buffer.get());
       rows.store(a.grad_z, g.get());
-      for (int l = 0; l <= layers + 1; ++l) {
-        const MaskedLayer f = net.plan.layer(l);
-        if (l <= layers) store_units<T>(f.used, buffer.get() + f.value, a.n, f.values * a.n + row, count, a.values);
-        if (l > 0) store_units<T>(f.used, buffer.get() + f.adjoint, a.n, f.sums * a.n + row, count, a.adjoint);
-        if (f.context >= 0) store_context<T>(a, net.plan, f, buffer.get() + f.adjoint, row, count);
+      store_results(a, net.plan, buffer.get(), row, count);
+      row += rows.most;
+    });
+  });
+}
+
+// --- all samples in one pass
+
+template <class T>
+void run_pass(const MaskedAutoregressiveForward& a) {
+  using R = Packs<Native<T>>;
+  const Network<T> net = network<T>(a);
+  PassTiles tiles(net.plan, false, 0);
+  with_weights<T>(a, [&](const Weights<T>& w) { tiles.pack(net.plan, w, static_cast<T*>(a.workspace)); });
+  const MaskedLayer inputs = net.plan.layer(0), params = net.plan.layer(net.plan.layers() + 1);
+  parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
+    ColumnRows<T> rows(a.d, a.dtype);
+    Scratch<R> buffer(a.rows), x(a.d);
+    int64_t row = begin;
+    rows.for_each(begin, end, [&] {
+      rows.load(a.z, x.get());
+      sort_inputs<T>(net.plan, x.get(), buffer.get());
+      const int count = static_cast<int>(end - row < rows.most ? end - row : rows.most);
+      pass(net, tiles, row, count, buffer.get());
+      if (a.sums != nullptr) store_sums<T>(net.plan, buffer.get(), a.n, row, count, a.sums);
+      R log_det(0);
+      for (int i = 0; i < inputs.used; ++i)
+        net.solve(net.constants, buffer.get()[inputs.value + i],
+                  buffer.get() + params.value + i * net.constants.n_params, x.get() + net.plan.own(inputs, i),
+                  &log_det);
+      rows.store(a.x, x.get());
+      rows.store_sum(a.log_det, log_det);
+      row += rows.most;
+    });
+  });
+}
+
+template <class T>
+void run_pass_back(const MaskedAutoregressiveBackward& a) {
+  using R = Packs<Native<T>>;
+  const Network<T> net = network<T>(a);
+  PassTiles tiles(net.plan, true, 0);
+  with_weights<T>(a, [&](const Weights<T>& w) { tiles.pack(net.plan, w, static_cast<T*>(a.workspace)); });
+  const MaskedLayer inputs = net.plan.layer(0), params = net.plan.layer(net.plan.layers() + 1);
+  parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
+    ColumnRows<T> rows(a.d, a.dtype);
+    Scratch<R> buffer(a.rows), x(a.d), z(a.d), g(a.d);
+    int64_t row = begin;
+    rows.for_each(begin, end, [&] {
+      rows.load(a.x, x.get());
+      rows.load(a.z, z.get());
+      rows.load(a.grad_x, g.get());
+      sort_inputs<T>(net.plan, z.get(), buffer.get());
+      const int count = static_cast<int>(end - row < rows.most ? end - row : rows.most);
+      load_sums(net, buffer.get(), a.n, row, count, a.sums);
+      const R l = rows.load_sum(a.grad_log_det);
+      for (int i = 0; i < inputs.used; ++i) {
+        const int own = net.plan.own(inputs, i);
+        net.adjoint(net.constants, z.get()[own], x.get()[own], l,
+                    buffer.get() + params.value + i * net.constants.n_params, g.get() + own);
       }
+      pass_back(net, tiles, g.get(), buffer.get());
+      rows.store(a.grad_z, g.get());
+      store_results(a, net.plan, buffer.get(), row, count);
       row += rows.most;
     });
   });
@@ -372,17 +270,40 @@ void run_backward(const MaskedAutoregressiveBackward& a) {
 
 // --- the gradients of weights and biases: each is one sum over all samples, so threads do not change it
 
+// Lane l is v_i[l] or v_j[l], by the bit kBit of l; `crossed` takes the lane that differs in that bit.
+template <int kBit, class P, int... L>
+GF_HD P merge(P a, P b, bool crossed, std::integer_sequence<int, L...>) {
+#if GF_HAS_SHUFFLEVECTOR
+  constexpr int n = P::size;
+  return crossed ? P(__builtin_shufflevector(a.v, b.v, (L & kBit ? n + L - kBit : L + kBit)...))
+                 : P(__builtin_shufflevector(a.v, b.v, (L & kBit ? n + L : L)...));
+#else
+  P r;
+  for (int l = 0; l < P::size; ++l) r.set(l, (l & kBit ? b : a)[crossed ? l ^ kBit : l]);
+  return r;
+#endif
+}
+
+// v[0][i] = the sum of the lanes of v[i], for as many packs as a pack has lanes: they are halved step by step.
+template <int kBit, class P>
+GF_HD void sum_lanes(P* v) {
+  using Lanes = std::make_integer_sequence<int, P::size>;
+  for (int i = 0; i < kBit; ++i)
+    v[i] = merge<kBit>(v[i], v[i + kBit], false, Lanes{}) + merge<kBit>(v[i], v[i + kBit], true, Lanes{});
+  if constexpr (kBit > 1) sum_lanes<kBit / 2>(v);
+}
+
 // sums[i][j] += the product of rows i of `a` and j of `b`, n numbers each.
 template <int kOut, int kIn, class T>
 GF_NOINLINE void product(const T* const (&a)[kTile], const T* b, int64_t stride, int64_t n, T* sums, int64_t width) {
   using P = Native<T>;
-  P sum[kOut][kIn];
-  for (int i = 0; i < kOut; ++i)
-    for (int j = 0; j < kIn; ++j) sum[i][j] = P(0);
+  constexpr int kCells = kOut * kIn, kGroups = (kCells + P::size - 1) / P::size;
+  P sum[kGroups * P::size];
+  for (int i = 0; i < kGroups * P::size; ++i) sum[i] = P(0);
   const auto add = [&](const P(&left)[kOut], int64_t k, int64_t count) {
     for (int j = 0; j < kIn; ++j) {
       const P right = load_first<P>(b + j * stride + k, static_cast<int>(count));
-      for (int i = 0; i < kOut; ++i) sum[i][j] = fma(left[i], right, sum[i][j]);
+      for (int i = 0; i < kOut; ++i) sum[i * kIn + j] = fma(left[i], right, sum[i * kIn + j]);
     }
   };
   int64_t k = 0;
@@ -396,8 +317,13 @@ GF_NOINLINE void product(const T* const (&a)[kTile], const T* b, int64_t stride,
     for (int i = 0; i < kOut; ++i) left[i] = load_first<P>(a[i] + k, static_cast<int>(n - k));
     add(left, k, n - k);
   }
+  alignas(64) T total[kGroups * P::size];
+  for (int g = 0; g < kGroups; ++g) {
+    sum_lanes<P::size / 2>(sum + g * P::size);
+    store(total + g * P::size, sum[g * P::size]);
+  }
   for (int i = 0; i < kOut; ++i)
-    for (int j = 0; j < kIn; ++j) sums[i * width + j] += gf::sum(sum[i][j]);
+    for (int j = 0; j < kIn; ++j) sums[i * width + j] += total[i * kIn + j];
 }
 
 template <class T>
@@ -412,13 +338,13 @@ T row_total(const T* p, int64_t n) {
 
 // Units first ... first + kTile - 1 of a layer.
 template <class T>
-void unit_gradients(const MaskedAutoregressiveProducts& a, const MaskedPlan& plan, int layer, int first, T* sums,
+void unit_gradients(const MaskedAutoregressiveBackward& a, const MaskedPlan& plan, int layer, int first, T* sums,
                     T* line) {
   constexpr int64_t kBlock = 4096;  // samples whose numbers stay in cache
   constexpr int kIn = 4;
   const MaskedLayer f = plan.layer(layer), in = plan.layer(layer - 1);
-  const T* values = static_cast<const T*>(a.values) + in.values * a.n;
-  const T* adjoint = static_cast<const T*>(a.adjoint) + (f.sums + first) * a.n;
+  const T* values = a.values<T>() + in.values * a.n;
+  const T* adjoint = a.adjoint<T>() + (f.sums + first) * a.n;
   const int units = f.used - first < kTile ? f.used - first : kTile;
   const int64_t count = plan.p[f.sees + first + units - 1], width = in.used;
   for (int64_t i = 0; i < kTile * width; ++i) sums[i] = T(0);
@@ -442,7 +368,7 @@ void unit_gradients(const MaskedAutoregressiveProducts& a, const MaskedPlan& pla
 }
 
 template <class T>
-void run_products(const MaskedAutoregressiveProducts& a) {
+void run_products(const MaskedAutoregressiveBackward& a) {
   const MaskedPlan plan{a.plan};
   int64_t widest = 0;
   for (int l = 0; l <= plan.layers(); ++l) widest = plan.layer(l).width > widest ? plan.layer(l).width : widest;
@@ -460,15 +386,18 @@ void run_products(const MaskedAutoregressiveProducts& a) {
 }  // namespace
 
 void masked_autoregressive_forward(const MaskedAutoregressiveForward& a) {
-  dispatch_real(a.dtype, [&](auto tag) { run_forward<typename decltype(tag)::type>(a); });
+  dispatch_real(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    a.pass ? run_pass<T>(a) : run_forward<T>(a);
+  });
 }
 
 void masked_autoregressive_backward(const MaskedAutoregressiveBackward& a) {
-  dispatch_real(a.dtype, [&](auto tag) { run_backward<typename decltype(tag)::type>(a); });
-}
-
-void masked_autoregressive_products(const MaskedAutoregressiveProducts& a) {
-  dispatch_real(a.wide, [&](auto tag) { run_products<typename decltype(tag)::type>(a); });
+  dispatch_real(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    a.pass ? run_pass_back<T>(a) : run_backward<T>(a);
+    if (a.wants_products()) run_products<T>(a);
+  });
 }
 
 }  // namespace GF_BACKEND

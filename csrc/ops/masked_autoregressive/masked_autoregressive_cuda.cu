@@ -162,6 +162,7 @@ __device__ T sweep(const Args& a, const MaskedConstants<T>& c, const void* given
   return log_det;
 }
 
+// Of a pass the cotangents of the parameters are there already, and what they leave of those of the numbers.
 template <class T>
 __device__ void sweep_back(const MaskedAutoregressiveBackward& a, const MaskedConstants<T>& c, const Samples<T>& b) {
   const MaskedPlan plan{a.plan};
@@ -183,10 +184,13 @@ __device__ void sweep_back(const MaskedAutoregressiveBackward& a, const MaskedCo
           if (f.active) total *= slope_of(kind, *b.at(f.before + unit), *b.at(f.value + unit));
           const int at = f.skipped >= 0 ? plan.p[f.skipped + unit] : -1;
           if (at >= 0) total += *b.at(later + at);
+        } else if (a.pass) {
+          total += *b.at(f.adjoint + unit);
         }
         *b.at(f.adjoint + unit) = total;
       });
     }
+    if (a.pass) continue;
     for (int i = plan.start(inputs, s) + b.warp; i < plan.start(inputs, s + 1); i += kWarps) {
       const int64_t at = b.sample * a.d + plan.own(inputs, i);
       const T z = b.exists ? load_number<T>(a.z, a.dtype, at) : T(0);
@@ -218,11 +222,45 @@ __device__ __forceinline__ void for_samples(const Args& a, bool shared, F&& f) {
   }
 }
 
+// Rows of the buffer to rows of a result [.., n].
+template <class T>
+__device__ void store_units(const Samples<T>& b, int units, int row, int first, int64_t n, void* result) {
+  for (int i = b.warp; i < units; i += kWarps)
+    if (b.exists) static_cast<T*>(result)[(first + i) * n + b.sample] = *b.at(row + i);
+}
+
+// Of a pass: the numbers through their maps. Returns this thread's share of log|det|.
+template <class T>
+__device__ T map_all(const MaskedAutoregressiveForward& a, const MaskedConstants<T>& c, const Samples<T>& b) {
+  const MaskedPlan plan{a.plan};
+  const MaskedLayer inputs = plan.layer(0), params = plan.layer(plan.layers() + 1);
+  for (int l = 1; a.sums != nullptr && l <= plan.layers() + 1; ++l) {
+    const MaskedLayer f = plan.layer(l);
+    store_units(b, f.used, f.before, f.sums, a.n, a.sums);
+  }
+  __syncthreads();
+  T log_det = T(0);
+  for (int i = b.warp; i < inputs.used; i += kWarps) {
+    const Mapped<T> m =
+        solve(c, *b.at(inputs.value + i), MaskedParams<T>{b.at(params.value + i * c.n_params), kWarpSize});
+    log_det += m.log_det;
+    if (b.exists) store_number<T>(a.x, a.dtype, b.sample * a.d + plan.own(inputs, i), m.x);
+  }
+  return log_det;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(MaskedAutoregressiveForward a, MaskedConstants<T> c, bool shared) {
   for_samples<T>(a, shared, [&](const Samples<T>& b) {
-    const T share = sweep<false>(a, c, a.z, a.x, b);
+    T share;
+    if (a.pass) {
+      sweep<true>(a, c, a.z, nullptr, b);
+      __syncthreads();
+      share = map_all(a, c, b);
+    } else {
+      share = sweep<false>(a, c, a.z, a.x, b);
+    }
     __syncthreads();
     b.partial[b.warp * kWarpSize + b.lane] = share;
     __syncthreads();
@@ -234,25 +272,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 }
 
-// Rows of the buffer to rows of a result [.., n].
-template <class T>
-__device__ void store_units(const Samples<T>& b, int units, int row, int first, int64_t n, void* result) {
-  for (int i = b.warp; i < units; i += kWarps)
-    if (b.exists) static_cast<T*>(result)[(first + i) * n + b.sample] = *b.at(row + i);
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(MaskedAutoregressiveBackward a, MaskedConstants<T> c, bool shared) {
   for_samples<T>(a, shared, [&](const Samples<T>& b) {
-    sweep<true>(a, c, a.x, nullptr, b);
+    const MaskedPlan plan{a.plan};
+    const MaskedLayer inputs = plan.layer(0), params = plan.layer(plan.layers() + 1);
+    sweep<true>(a, c, a.pass ? a.z : a.x, nullptr, b);
+    __syncthreads();
+    const T l_row = b.exists ? static_cast<const T*>(a.grad_log_det)[b.sample] : T(0);
+    for (int i = b.warp; a.pass && i < inputs.used; i += kWarps) {
+      const int64_t at = b.sample * a.d + plan.own(inputs, i);
+      const T x = b.exists ? load_number<T>(a.x, a.dtype, at) : T(0);
+      const T g = b.exists ? load_number<T>(a.grad_x, a.dtype, at) : T(0);
+      *b.at(inputs.adjoint + i) = adjoint_of(c, *b.at(inputs.value + i), x, g, l_row,
+                                             MaskedParams<T>{b.at(params.value + i * c.n_params), kWarpSize});
+    }
     __syncthreads();
     sweep_back(a, c, b);
-    const MaskedPlan plan{a.plan};
+    for (int i = b.warp; a.pass && i < inputs.used; i += kWarps)
+      if (b.exists) store_number<T>(a.grad_z, a.dtype, b.sample * a.d + plan.own(inputs, i), *b.at(inputs.adjoint + i));
     for (int l = 0; l <= plan.layers() + 1; ++l) {
       const MaskedLayer f = plan.layer(l);
-      if (l <= plan.layers()) store_units(b, f.used, f.value, f.values, a.n, a.values);
-      if (l > 0) store_units(b, f.used, f.adjoint, f.sums, a.n, a.adjoint);
+      if (l <= plan.layers() && a.wants_products()) store_units(b, f.used, f.value, f.values, a.n, a.values<T>());
+      if (l > 0 && a.wants_products()) store_units(b, f.used, f.adjoint, f.sums, a.n, a.adjoint<T>());
       if (f.context < 0 || !b.exists) continue;
       for (int i = b.warp; i < f.used; i += kWarps)
         store_number<T>(a.grad_context, a.dtype, b.sample * a.n_context + f.context + plan.own(f, i),
@@ -265,7 +308,7 @@ __global__ void __launch_bounds__(kThreads)
 // samples in their order
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) products_kernel(MaskedAutoregressiveProducts a) {
+__global__ void __launch_bounds__(kThreads) products_kernel(MaskedAutoregressiveBackward a) {
   constexpr int kSide = static_cast<int>(kMaskedTile), kPer = kSide * kSide / kThreads;
   GF_SHARED(T, left, [kSide][kSide + 1]);
   GF_SHARED(T, right, [kSide][kSide + 1]);
@@ -285,8 +328,8 @@ __global__ void __launch_bounds__(kThreads) products_kernel(MaskedAutoregressive
   const MaskedLayer f = plan.layer(layer), in = plan.layer(layer - 1);
   const int last = f.used - first < kSide ? f.used - 1 : first + kSide - 1;
   const bool any = plan.p[f.sees + last] > column || column + kSide > in.used;
-  const T* adjoint = static_cast<const T*>(a.adjoint) + (f.sums + first) * a.n;
-  const T* values = static_cast<const T*>(a.values) + (in.values + column) * a.n;
+  const T* adjoint = a.adjoint<T>() + (f.sums + first) * a.n;
+  const T* values = a.values<T>() + (in.values + column) * a.n;
   const int lane = lane_index(), warp = warp_index();
   T sum[kPer];
   GF_UNROLL
@@ -341,13 +384,9 @@ void masked_autoregressive_backward(const MaskedAutoregressiveBackward& a) {
   dispatch_real(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     run<T>("masked_autoregressive_backward", backward_kernel<T>, a, true);
-  });
-}
-
-void masked_autoregressive_products(const MaskedAutoregressiveProducts& a) {
-  dispatch_real(a.wide, [&](auto tag) {
-    launch("masked_autoregressive_products", products_kernel<typename decltype(tag)::type>,
-           dim3(static_cast<unsigned>(a.tiles)), dim3(kThreads), 0, a.stream, a);
+    if (a.n > 0 && a.wants_products())
+      launch("masked_autoregressive_backward", products_kernel<T>, dim3(static_cast<unsigned>(a.tiles)), dim3(kThreads),
+             0, a.stream, a);
   });
 }
 
