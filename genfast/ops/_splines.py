@@ -20,7 +20,7 @@ _BOUNDS = {
 
 def is_number(value: Any) -> bool:
     """Whether it is a plain number, and no tensor, which would have a gradient."""
-    return isinstance(value, (int, float, Real, torch.SymFloat))
+    return type(value) is float or isinstance(value, (int, float, Real, torch.SymFloat))
 
 
 def computed_in(x: Tensor) -> torch.dtype:
@@ -37,9 +37,6 @@ def box(
     x: Tensor, bound: float, left: Any, right: Any, bottom: Any, top: Any, *, closed: bool, scaled: bool
 ) -> Box:  # fmt: skip
     """(left, right, bottom, top), those that are not given from the bound."""
-    if left is None and right is None and bottom is None and top is None:
-        b = float(bound)
-        return -b, b, -b, b
     low, high = bounds(x)
     given: dict[str, Any] = {"left": left, "right": right, "bottom": bottom, "top": top}
     for name, value in given.items():

@@ -176,10 +176,11 @@ def rational_quadratic_spline(
     check.floating("x", x)
     if params is not None and not (widths is None and heights is None and derivatives is None):
         raise TypeError("params: got it and widths, heights or derivatives too, want one or the other")
-    mixed = _check_tails(tails, x)
+    mixed = tails != "linear" and _check_tails(tails, x)
     kind = 3 if mixed else TAILS.index(tails)
     given, bins = _separate(x, widths, heights, derivatives, kind) if params is None else _packed(x, params, kind)
-    code = _check_dialect(dialect, enable_identity_init)
+    usual = dialect == "nflows" and enable_identity_init is False
+    code = 0 if usual else _check_dialect(dialect, enable_identity_init)
     if min_bin_width is None:
         min_bin_width = 0.0 if code == 2 else 1e-3
     if min_bin_height is None:
@@ -189,27 +190,31 @@ def rational_quadratic_spline(
         scale, bound = bound, 1.0
         common.check_bound(scale, x)
     _check_options(x, bins, bound, min_bin_width, min_bin_height, min_derivative, inverse, check_domain, code)
-    box = common.box(x, bound, left, right, bottom, top, closed=tails is None, scaled=scale is not None)
+    if left is right is bottom is top is None:
+        box = (-float(bound), float(bound), -float(bound), float(bound))
+    else:
+        box = common.box(x, bound, left, right, bottom, top, closed=tails is None, scaled=scale is not None)
     if check_domain:
         common.check_domain(x, scale, box, tails is None, inverse)
     if mixed:
         if params is not None:
             given = tuple(params.split([bins, bins, bins + 1], -1))
         given = (*given[:2], _mixed_slopes(given[2], tails, code, min_derivative))  # type: ignore[arg-type]
-    options = (float(min_bin_width), float(min_bin_height), float(min_derivative), kind, code, inverse)
-
-    def apply(x: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        numbers, rows, inner = shared.flatten(x, given)
-        parameters = (None, None, None, *rows) if len(rows) == 1 else (*rows, None)
-        y, log_det = _op(numbers, *parameters, inner, *box, *options)
-        return (y, log_det) if x.dim() == 2 and numbers is x else (y.reshape(x.shape), log_det.reshape(x.shape))
-
-    return apply(x, given) if scale is None else common.scaled(apply, x, given, scale, closed=tails is None)
+    options = (*box, float(min_bin_width), float(min_bin_height), float(min_derivative), kind, code, inverse)
+    if scale is None:
+        return _apply(x, given, options)
+    return common.scaled(lambda x, given: _apply(x, given, options), x, given, scale, closed=tails is None)
 
 
-def _wanted_slopes(kind: int) -> tuple[int, str]:
-    """How many more slopes than bins the tails want."""
-    return ((-1, "K - 1"), (0, "K"), (1, "K + 1"), (1, "K + 1"))[kind]
+def _apply(x: Tensor, given: tuple[Tensor, ...], options: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    numbers, rows, inner = shared.flatten(x, given)
+    parameters = (None, None, None, *rows) if len(rows) == 1 else (*rows, None)
+    y, log_det = _op(numbers, *parameters, inner, *options)
+    return (y, log_det) if x.dim() == 2 and numbers is x else (y.reshape(x.shape), log_det.reshape(x.shape))
+
+
+# How many more slopes than bins the tails want.
+_WANTED_SLOPES = ((-1, "at least K - 1"), (0, "K"), (1, "K + 1"), (1, "K + 1"))
 
 
 def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any, kind: int) -> tuple[tuple[Tensor, ...], int]:
@@ -219,8 +224,8 @@ def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any, kind: int)
     bins = int(widths.shape[-1])
     shared.check_shape("widths", widths, x, bins, "K")
     shared.check_shape("heights", heights, x, bins, f"K = {bins} of widths")
-    more, name = _wanted_slopes(kind)
-    wanted = f"{'at least ' if kind == 0 else ''}{name} = {bins + more}"
+    more, name = _WANTED_SLOPES[kind]
+    wanted = f"{name} = {bins + more}"
     shared.check_shape("derivatives", derivatives, x, None, wanted)
     count = derivatives.shape[-1]
     if count < bins + more or (kind != 0 and count != bins + more):
@@ -231,7 +236,7 @@ def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any, kind: int)
 
 def _packed(x: Tensor, params: Any, kind: int) -> tuple[tuple[Tensor, ...], int]:
     check.same_dtype_and_device(x, "x", params=params)
-    size, more = params.shape[-1] if params.dim() else 0, _wanted_slopes(kind)[0]
+    size, more = params.shape[-1] if params.dim() else 0, _WANTED_SLOPES[kind][0]
     bins = (size - more) // 3
     if 3 * bins + more != size or bins < 1:
         row = f"3 K{('', ' + 1', ' - 1')[more]}"

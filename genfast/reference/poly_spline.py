@@ -41,11 +41,11 @@ def _solve(kind: str, xi: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.where(rising, 2 * xi, q) / (q + 2 * torch.where(rising, xi, eta))
     with torch.no_grad():
         low, high = torch.zeros_like(xi), torch.ones_like(xi)
-        for _ in range(60):
-            theta = 0.5 * (low + high)
-            below = _evaluate(kind, theta, a, b)[0] < xi
-            low, high = torch.where(below, theta, low), torch.where(below, high, theta)
         theta = 0.5 * (low + high)
+        for i in range(36):  # 30 bisections, then Newton steps that stay within
+            g, m = _evaluate(kind, theta, a, b)
+            low, high = torch.where(g < xi, theta, low), torch.where(g < xi, high, theta)
+            theta = 0.5 * (low + high) if i < 30 else torch.clamp(theta - (g - xi) / m.clamp(min=LEAST), low, high)
     for _ in range(2):  # Newton steps: the first carries the derivatives of the root, the second the second ones
         g, m = _evaluate(kind, theta, a, b)
         theta = theta - (g - xi) / m.clamp(min=LEAST)
