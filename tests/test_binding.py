@@ -29,7 +29,10 @@ def spline(packed, *, grads):
     return {prefix + name: rows(1, N, sizes[name]) if name in sizes else None for name in names}
 
 
-SPLINE = {"inner": 1, "bound": 3.0, "min_width": 1e-3, "min_height": 1e-3, "min_slope": 1e-3, "inverse": False}
+SPLINE = {
+    "inner": 1, "left": -3.0, "right": 3.0, "bottom": -3.0, "top": 3.0, "min_width": 1e-3, "min_height": 1e-3,
+    "min_slope": 1e-3, "tails": 0, "dialect": 0, "inverse": False,
+}  # fmt: skip
 MAP = {"map": 0, "clamp": 1.0, "offset": 0.0, "min_scale": 0.0, "gain": 1.0, "limit": 40.0, "inverse": False}
 
 
@@ -62,6 +65,13 @@ def masked_backward():
     }  # fmt: skip
 
 
+def channel_map():
+    """Of images [N, D, 2, 3]."""
+    triangles = {"lower": rows(D, D), "upper": rows(D, D), "diag": rows(D), "sign": torch.ones(D)}
+    vectors = {"permutation": torch.arange(D), "log_scale": rows(D), "shift": rows(D), "bias": rows(D)}
+    return {**triangles, **vectors, "softplus": False, "min_diag": 0.0, "inverse": False, "channels_last": False}
+
+
 def planar():
     return {"w": rows(K, D), "u": rows(K, D), "b": rows(K)}
 
@@ -76,6 +86,14 @@ CALLS = {
         "input": rows(N, D), "output": rows(N, D), "a": rows(K, N), **planar(), "grad_output": rows(N, D),
         "grad_log_det": rows(N), "inverse": False, "grad_input": rows(N, D), "grad_w": rows(K, D),
         "grad_u": rows(K, D), "grad_b": rows(K),
+    },
+    "channel_affine_forward": lambda: {
+        "input": rows(N, D, 2, 3), **channel_map(), "output": rows(N, D, 2, 3), "log_det": rows(N),
+    },
+    "channel_affine_backward": lambda: {
+        "grad_output": rows(N, D, 2, 3), "grad_log_det": rows(N), "kept": rows(N, D, 2, 3), **channel_map(),
+        "grad_input": rows(N, D, 2, 3), "grad_lower": rows(D, D), "grad_upper": rows(D, D), "grad_diag": rows(D),
+        "grad_log_scale": rows(D), "grad_shift": rows(D), "grad_bias": rows(D),
     },
     "coupling_forward": lambda: {
         "x": rows(N, D), "shift": rows(N, D), "scale": rows(N, D), "params": None, "layout": 0, **MAP,
@@ -122,14 +140,27 @@ def calls_of_specs():
             wanted = _native.kernels().get(name, ())
             if name not in CALLS and wanted[: len(taken)] == tuple(taken):
                 values = [*args, *as_tuple(op(*args))]  # the results follow in their order
-                found[name] = lambda names=wanted, values=values: {
-                    n: v.detach().clone() if isinstance(v, torch.Tensor) else v
-                    for n, v in zip(names, values, strict=True)
-                }
+                found[name] = lambda names=wanted, values=values: dict(zip(names, map(copied, values), strict=True))
     return found
 
 
+def copied(value):
+    """What the kernel gets of a value of the op, which has an empty tensor where there is no result."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return None if value.shape == (0,) else value.detach().clone(memory_format=torch.contiguous_format)
+
+
 CALLS |= calls_of_specs()
+
+# Left out, these are not there, or not wanted.
+OPTIONAL = {
+    ("planar_forward", "a"), ("planar_backward", "output"), ("planar_backward", "a"), ("rbm_gibbs", "clamp"),
+    ("rbm_gibbs", "status"), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
+    *((f"channel_affine_{d}", p) for d in ("forward", "backward")
+      for p in ("sign", "permutation", "log_scale", "shift", "bias")),
+    *(("channel_affine_backward", f"grad_{p}") for p in ("lower", "upper", "diag", "log_scale", "shift", "bias")),
+}  # fmt: skip
 
 
 def call(name, arguments):
@@ -200,10 +231,7 @@ def test_every_argument_is_wanted(name):
     good = CALLS[name]()
     for key, value in good.items():
         without = {k: v for k, v in good.items() if k != key}
-        if value is None or (name, key) in {
-            ("planar_forward", "a"), ("planar_backward", "output"), ("planar_backward", "a"), ("rbm_gibbs", "clamp"),
-            ("rbm_gibbs", "status"), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
-        }:  # fmt: skip
+        if value is None or (name, key) in OPTIONAL:
             continue
         with pytest.raises(
             (TypeError, ValueError), match=rf"missing argument '{key}'|expected .*({key}|knots)|packed alike"

@@ -135,8 +135,7 @@ def mixture_of_logistics_cdf(
 
     Returns:
         y: `[...]`, the mapped numbers. NaN where x or a parameter is NaN.
-        log_det: `[...]`, log dy/dx of the map just applied, in nats; float32 for half types. With
-            `output="probability"` it is the mixture's log-density.
+        log_det: `[...]`, log dy/dx in nats, of a probability the log-density; float32 for half types.
 
     Raises:
         TypeError: an argument is missing or is not a floating-point tensor, or dtypes differ.

@@ -47,7 +47,7 @@ bool is_packed(Args& a) {
   const bool packed = s.packed > 0, three = a.logits && a.means && a.log_scales;
   s.count = s.groups * s.numbers;
   s.all_rows = s.groups * s.rows;
-  if (s.all_rows > 0 && packed == three)
+  if (s.all_rows > 0 ? (a.params != nullptr) == three : !packed && s.components < 1)
     throw std::invalid_argument("mixture_cdf: expected logits, means and log_scales, or params");
   if (packed) {
     s.components = s.packed / 3;

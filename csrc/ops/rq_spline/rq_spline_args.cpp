@@ -62,7 +62,7 @@ bool is_packed(Args& a) {
   const bool packed = s.packed > 0, three = a.widths && a.heights && (a.slopes || s.slopes == 0);
   s.count = s.groups * s.numbers;
   s.all_rows = s.groups * s.rows;
-  if (s.all_rows > 0 && packed == three)
+  if (s.all_rows > 0 ? (a.params != nullptr) == three : !packed && s.bins < 1)
     throw std::invalid_argument("rq_spline: expected widths, heights and slopes, or params");
   if (packed) {
     s.bins = (s.packed - wanted_slopes(tails, 0)) / 3;
