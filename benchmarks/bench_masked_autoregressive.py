@@ -136,11 +136,11 @@ def gradient_case(options: Options, rows: int) -> Case:
     )
 
 
-def zuko_flows(options: Options, zuko: ModuleType, dim: int, layers: int) -> tuple[MAF, Any]:
-    """The same flow here and there."""
+def zuko_flows(options: Options, zuko: ModuleType, dim: int, layers: int, hidden: int = HIDDEN) -> tuple[MAF, Any]:
+    """The same flow here and there, of two hidden layers."""
     torch.manual_seed(options.seed)
-    theirs = zuko.flows.MAF(dim, transforms=layers, hidden_features=(HIDDEN, HIDDEN)).to(options.device)
-    ours = MAF(dim, layers, (HIDDEN, HIDDEN), device=options.device)
+    theirs = zuko.flows.MAF(dim, transforms=layers, hidden_features=(hidden, hidden)).to(options.device)
+    ours = MAF(dim, layers, (hidden, hidden), device=options.device)
     for layer, transform in zip(reversed(ours.transforms), theirs.transform.transforms, strict=True):
         masked = [m for m in transform.hyper if hasattr(m, "mask")]
         degrees = [transform.order.tolist()]
