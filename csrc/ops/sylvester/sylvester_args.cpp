@@ -41,8 +41,9 @@ GF_KERNEL(sylvester_backward, Sylvester) {
   k.tensor(GF(grad_b), "k m");
   k.workspace(GF(workspace), DType::other, [](const Args& f, Backend b) {
     if (!on_gpu(b)) return chunk_workspace(f.n, f.k * SylvesterSums(f).size());
-    return sylvester_products(f) + sylvester_sums(f) +
-           chunk_workspace(f.n, sylvester_sums(f) + SylvesterTile(f).kept(f));
+    const int64_t numbers =
+        sylvester_products(f) + sylvester_sums(f) + chunk_workspace(f.n, sylvester_sums(f) + SylvesterTile(f).kept(f));
+    return (numbers + 3) / 4 * 4;  // whole packets: memory that is aligned at its end is so at its start
   });
   k.work([](const Args& f) {
     return static_cast<double>(f.n * f.k * f.m) * (f.inverse ? 16 + 0.08 * (f.m + f.d) : 4 + 0.08 * f.d);
