@@ -53,6 +53,6 @@ def cases(options: Options) -> Iterator[Case]:
                 "nn.Sequential", forward_backward(sequence, [x], grads), forward=lambda: sequence(x), saved_target=10
             ),
         ],
-        tolerance=1e-3,  # the rebuilt activations' rounding
+        tolerance=5e-3,  # the rounding of activations that 32 inverses rebuild
         inputs=[x, *stack.parameters(), *stack.buffers()],
     )

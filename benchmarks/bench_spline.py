@@ -11,7 +11,7 @@ import torch
 from genfast import ops
 from genfast.reference.rq_spline import rational_quadratic_spline as reference
 
-from .baselines import compiled, differentiable_call, leaves, peer
+from .baselines import differentiable_call, leaves, peer
 from .floor import TRANSCENDENTAL_FLOPS
 from .timing import Case, Contender, Options, forward_backward
 
@@ -91,7 +91,10 @@ def nflows_cases(options: Options, nflows: ModuleType | None, elements: int) -> 
 
 
 def zuko_case(options: Options, zuko: ModuleType, elements: int) -> Case:
-    """Forward and backward of zuko's splines, in its dialect, with the gradients of all parameters."""
+    """Forward and backward of zuko's splines, in its dialect, with the gradients of all parameters.
+
+    torch.compile of it (2.13, on a CPU) is left out: its gradients of widths and heights are wrong.
+    """
     generator = options.generator()
     inputs = data(options, elements)
     ours, theirs = ([t.clone().requires_grad_() for t in inputs] for _ in range(2))
@@ -105,11 +108,8 @@ def zuko_case(options: Options, zuko: ModuleType, elements: int) -> Case:
 
     contenders = [
         Contender("genfast", forward_backward(spline, ours, grads)),
-        Contender("zuko", forward_backward(zukos, theirs, grads)),
+        Contender("zuko", forward_backward(zukos, theirs, grads), target=None if options.cuda else 15.0),
     ]
-    if options.compile:
-        run = forward_backward(compiled(zukos), theirs, grads)
-        contenders.append(Contender("torch.compile of zuko", run, target=None if options.cuda else 6.0))
     return Case(
         "rational_quadratic_spline",
         f"{elements:,} elements, {BINS} bins, forward+backward, zuko's spline",
