@@ -245,6 +245,13 @@ def test_every_argument_is_wanted(name):
         getattr(_native, name)(next(iter(good.values())), **good)
 
 
+def test_packed_parameters_are_wanted_where_their_gradient_tells_their_size():
+    packed = CALLS["rq_spline_backward"]() | spline(True, grads=False) | spline(True, grads=True)
+    call("rq_spline_backward", packed)
+    with pytest.raises(ValueError, match="rq_spline: expected widths, heights and slopes, or params"):
+        call("rq_spline_backward", packed | {"params": None})
+
+
 def test_scalars_of_another_type_are_refused():
     for name, key, wrong, want in [
         ("planar_forward", "inverse", 1, "a bool, got int"),

@@ -1,6 +1,6 @@
 #include <stdexcept>
 
-#include "common/kernel.h"
+#include "common/shared_rows_args.h"
 #include "ops/mixture_cdf/mixture_cdf.h"
 #include "ops/mixture_cdf/mixture_cdf_rows.h"
 
@@ -31,34 +31,18 @@ void describe_options(const Description<Args>& k) {
   k.scalar(GF(options.inverse));
 }
 
-// The parts [logits | means | log_scales] of packed rows. Pointer is char of the constness of the parameters.
-template <class Pointer, class Parameters>
-void unpack(Parameters packed, int64_t components, DType dtype, Parameters* logits, Parameters* means,
-            Parameters* log_scales) {
-  *logits = packed;
-  *means = static_cast<Pointer>(packed) + components * size_of(dtype);
-  *log_scales = static_cast<Pointer>(packed) + 2 * components * size_of(dtype);
-}
-
 // Sizes and the stride of three tensors of parameters or, where there are no logits, of a packed one.
 template <class Args>
 bool is_packed(Args& a) {
   MixtureSizes& s = a.size;
-  const bool packed = s.packed > 0, three = a.logits && a.means && a.log_scales;
-  s.count = s.groups * s.numbers;
-  s.all_rows = s.groups * s.rows;
-  if (s.all_rows > 0 ? (a.params != nullptr) == three : !packed && s.components < 1)
-    throw std::invalid_argument("mixture_cdf: expected logits, means and log_scales, or params");
+  const bool packed = check_shared_rows("mixture_cdf", s, a.params, a.logits && a.means && a.log_scales, s.components,
+                                        "logits, means and log_scales");
   if (packed) {
     s.components = s.packed / 3;
     if (s.packed != 3 * s.components) throw std::invalid_argument("params: expected rows of 3 K numbers");
   }
   if (s.components < 1 || s.components > (1 << 24))
     throw std::invalid_argument("mixture_cdf: expected 1 to 2^24 components");
-  if (s.inner < 1 || (s.rows > 0 ? s.numbers % (s.rows * s.inner) : s.numbers) != 0)
-    throw std::invalid_argument("mixture_cdf: expected numbers in whole runs of `inner` for each row of parameters");
-  if (s.rows == 1 && s.numbers > 0) s.inner = s.numbers;
-  s.repeats = s.rows > 0 ? s.numbers / s.rows : 0;
   s.stride = packed ? s.packed : s.components;
   return packed;
 }
@@ -101,9 +85,9 @@ GF_KERNEL(mixture_cdf_backward, MixtureBackward) {
   k.workspace(GF(workspace), DType::f64,
               [](const Args& a, Backend backend) -> int64_t { return mixture_workspace(a.size, on_gpu(backend)); });
   k.prepare([](Args& a, Backend) {
-    const bool packed = is_packed(a), three = a.grad_logits && a.grad_means && a.grad_log_scales;
-    if (a.size.all_rows > 0 && (packed == three || packed != (a.grad_params != nullptr)))
-      throw std::invalid_argument("mixture_cdf_backward: parameters and their gradients must be packed alike");
+    const bool packed = is_packed(a);
+    check_packed_alike("mixture_cdf_backward", a.size, packed, a.grad_params,
+                       a.grad_logits && a.grad_means && a.grad_log_scales);
     if (a.options.inverse && a.size.count > 0 && !a.y)
       throw std::invalid_argument("mixture_cdf_backward: the inverse needs its y");
     if (packed) {

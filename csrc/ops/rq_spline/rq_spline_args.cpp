@@ -1,6 +1,6 @@
 #include <stdexcept>
 
-#include "common/kernel.h"
+#include "common/shared_rows_args.h"
 #include "ops/rq_spline/rq_spline.h"
 #include "ops/rq_spline/rq_spline_rows.h"
 
@@ -38,14 +38,6 @@ void describe_options(const Description<Args>& k) {
   k.scalar(GF(options.inverse));
 }
 
-// The parts [widths | heights | slopes] of packed rows. Pointer is char of the constness of the parameters.
-template <class Pointer, class Parameters>
-void unpack(Parameters packed, int64_t bins, DType dtype, Parameters* widths, Parameters* heights, Parameters* slopes) {
-  *widths = packed;
-  *heights = static_cast<Pointer>(packed) + bins * size_of(dtype);
-  *slopes = static_cast<Pointer>(packed) + 2 * bins * size_of(dtype);
-}
-
 // Slopes that the tails want: linear ones at least so many.
 int64_t wanted_slopes(RqTails tails, int64_t bins) {
   return tails == RqTails::linear ? bins - 1 : tails == RqTails::circular ? bins : bins + 1;
@@ -59,11 +51,8 @@ bool is_packed(Args& a) {
       a.options.dialect > RqDialect::pyro)
     throw std::invalid_argument("rq_spline: no such tails or dialect");
   RqSplineSizes& s = a.size;
-  const bool packed = s.packed > 0, three = a.widths && a.heights && (a.slopes || s.slopes == 0);
-  s.count = s.groups * s.numbers;
-  s.all_rows = s.groups * s.rows;
-  if (s.all_rows > 0 ? (a.params != nullptr) == three : !packed && s.bins < 1)
-    throw std::invalid_argument("rq_spline: expected widths, heights and slopes, or params");
+  const bool packed = check_shared_rows("rq_spline", s, a.params, a.widths && a.heights && (a.slopes || s.slopes == 0),
+                                        s.bins, "widths, heights and slopes");
   if (packed) {
     s.bins = (s.packed - wanted_slopes(tails, 0)) / 3;
     s.slopes = s.packed - 2 * s.bins;
@@ -75,10 +64,6 @@ bool is_packed(Args& a) {
   if (s.bins < 1 || s.bins > (1 << 24) || s.slopes > (1 << 25) ||
       (tails == RqTails::linear ? s.slopes < wanted : s.slopes != wanted))
     throw std::invalid_argument("rq_spline: expected 1 to 2^24 bins, and as many slopes as the tails want");
-  if (s.inner < 1 || (s.rows > 0 ? s.numbers % (s.rows * s.inner) : s.numbers) != 0)
-    throw std::invalid_argument("rq_spline: expected numbers in whole runs of `inner` for each row of parameters");
-  if (s.rows == 1 && s.numbers > 0) s.inner = s.numbers;
-  s.repeats = s.rows > 0 ? s.numbers / s.rows : 0;
   s.stride_w = packed ? s.packed : s.bins;
   s.stride_h = packed ? s.packed : s.bins;
   s.stride_d = packed ? s.packed : s.slopes;
@@ -122,9 +107,8 @@ GF_KERNEL(rq_spline_backward, RqSplineBackward) {
               [](const Args& a, Backend backend) -> int64_t { return rq_workspace(a.size, on_gpu(backend)); });
   k.prepare([](Args& a, Backend) {
     const bool packed = is_packed(a);
-    const bool three = a.grad_widths && a.grad_heights && (a.grad_slopes || a.size.slopes == 0);
-    if (a.size.all_rows > 0 && (packed == three || packed != (a.grad_params != nullptr)))
-      throw std::invalid_argument("rq_spline_backward: parameters and their gradients must be packed alike");
+    check_packed_alike("rq_spline_backward", a.size, packed, a.grad_params,
+                       a.grad_widths && a.grad_heights && (a.grad_slopes || a.size.slopes == 0));
     if (packed) {
       unpack<const char*>(a.params, a.size.bins, a.dtype, &a.widths, &a.heights, &a.slopes);
       unpack<char*>(a.grad_params, a.size.bins, a.dtype, &a.grad_widths, &a.grad_heights, &a.grad_slopes);
