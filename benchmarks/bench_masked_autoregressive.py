@@ -1,7 +1,7 @@
-"""Masked autoregressive flows: inverses against libraries that run the network once for each number, and training."""
+"""Masked autoregressive inverses against libraries that run the network once for each number; steps: bench_steps.py."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 
 import genfast
 from genfast import ops
-from genfast.flows import MAF
 
 from .baselines import differentiable_call, peer
 from .floor import TRANSCENDENTAL_FLOPS
@@ -136,77 +135,6 @@ def gradient_case(options: Options, rows: int) -> Case:
     )
 
 
-def zuko_flows(options: Options, zuko: ModuleType, dim: int, layers: int, hidden: int = HIDDEN) -> tuple[MAF, Any]:
-    """The same flow here and there, of two hidden layers."""
-    torch.manual_seed(options.seed)
-    theirs = zuko.flows.MAF(dim, transforms=layers, hidden_features=(hidden, hidden)).to(options.device)
-    ours = MAF(dim, layers, (hidden, hidden), device=options.device)
-    for layer, transform in zip(reversed(ours.transforms), theirs.transform.transforms, strict=True):
-        masked = [m for m in transform.hyper if hasattr(m, "mask")]
-        degrees = [transform.order.tolist()]
-        for own, other in zip(layer.conditioner.linears, masked, strict=True):
-            own.load_state_dict({"weight": other.weight, "bias": other.bias})
-            before = torch.tensor(degrees[-1], device=options.device)
-            degrees.append([int(before[row].max()) if row.any() else -1 for row in other.mask])
-        layer.conditioner.degrees.copy_(torch.tensor([d + 1 for part in degrees[:-1] for d in part]))
-    return ours, theirs
-
-
-def training_case(options: Options, zuko: ModuleType) -> Case:
-    """A step of Adam, whose rate is 0 so that all steps are alike."""
-    dim, layers, rows = 32, 10, 512
-    ours, theirs = zuko_flows(options, zuko, dim, layers)
-    x = torch.randn(rows, dim, device=options.device, generator=options.generator())
-
-    def step(flow: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], Tensors]:
-        optimizer = torch.optim.Adam(flow.parameters(), lr=0.0)
-
-        def run() -> Tensors:
-            optimizer.zero_grad()
-            value = loss()
-            value.backward()
-            optimizer.step()
-            return [value.detach()]
-
-        return run
-
-    def zukos() -> torch.Tensor:
-        value: torch.Tensor = -theirs().log_prob(x).mean()
-        return value
-
-    contenders = [
-        Contender("genfast", step(ours, lambda: ours.forward_kl(x))),
-        Contender("zuko", step(theirs, zukos), target=1.5 if not options.cuda else None),
-    ]
-    if options.compile:
-        torch.compiler.reset()
-        run = step(theirs, torch.compile(zukos, dynamic=False))
-        contenders.append(Contender("torch.compile of zuko", run, target=1.0 if not options.cuda else None))
-    return Case("MAF", f"training step, {layers} layers, D={dim}, hidden {HIDDEN}, batch {rows}", contenders)
-
-
-def sampling_case(options: Options, zuko: ModuleType) -> Case:
-    """10,000 points, of the same noise."""
-    dim, layers = 32, 10
-    ours, theirs = zuko_flows(options, zuko, dim, layers)
-    z = torch.randn(10_000, dim, device=options.device, generator=options.generator())
-
-    @torch.no_grad()
-    def genfasts() -> Tensors:
-        return [ours.forward(z)[0]]
-
-    @torch.no_grad()
-    def zukos() -> Tensors:
-        return [theirs().transform.inv(z)]
-
-    return Case(
-        "MAF",
-        f"10,000 samples, {layers} layers, D={dim}, hidden {HIDDEN}",
-        [Contender("genfast", genfasts), Contender("zuko", zukos, target=20.0 if not options.cuda else None)],
-        tolerance=5e-3,
-    )
-
-
 def cases(options: Options) -> Iterator[Case]:
     """1,024 x 64 on a CPU, 65,536 x 64 on a GPU."""
     rows = 1 << 16 if options.cuda else ROWS
@@ -217,8 +145,6 @@ def cases(options: Options) -> Iterator[Case]:
     zuko = peer("zuko")
     if zuko is not None:
         yield zuko_case(options, zuko, rows)
-        yield training_case(options, zuko)
-        yield sampling_case(options, zuko)
     yield gradient_case(options, 1024)
 
 

@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from genfast import data
-from genfast.flows import AffineCoupling, Flow, RealNVP, ResidualMLP, SplineCoupling, StandardNormal
+from genfast.flows import MAF, AffineCoupling, Flow, RealNVP, ResidualMLP, SplineCoupling, StandardNormal
 from genfast.flows._transform import Transform
 
 from . import machine
 from .baselines import peer
-from .bench_masked_autoregressive import zuko_flows
 from .timing import Options
 
 PLANES = ("moons", "rings", "pinwheel", "checkerboard")
@@ -178,8 +177,17 @@ def zuko_couplings(zuko: ModuleType, *, spline: bool) -> Pair:
 
 
 def zuko_maf(zuko: ModuleType) -> Pair:
-    """zuko's MAF."""
-    ours, theirs = zuko_flows(Options(seed=torch.initial_seed()), zuko, DIM, LAYERS, HIDDEN)
+    """zuko's MAF, of two hidden layers."""
+    theirs = zuko.flows.MAF(DIM, transforms=LAYERS, hidden_features=(HIDDEN, HIDDEN))
+    ours = MAF(DIM, LAYERS, (HIDDEN, HIDDEN))
+    for layer, transform in zip(reversed(ours.transforms), theirs.transform.transforms, strict=True):
+        masked = [m for m in transform.hyper if hasattr(m, "mask")]
+        degrees = [transform.order.tolist()]
+        for own, other in zip(layer.conditioner.linears, masked, strict=True):
+            own.load_state_dict({"weight": other.weight, "bias": other.bias})
+            before = torch.tensor(degrees[-1])
+            degrees.append([int(before[row].max()) if row.any() else -1 for row in other.mask])
+        layer.conditioner.degrees.copy_(torch.tensor([d + 1 for part in degrees[:-1] for d in part]))
     return Pair(ours, theirs, lambda x: theirs().log_prob(x))
 
 
