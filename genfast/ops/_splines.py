@@ -1,4 +1,4 @@
-"""What the splines share: the box they live on, a bound for each feature, the check of the domain."""
+"""What the splines share: checks of parameters and options, the box they live on, a bound for each feature."""
 
 from collections.abc import Callable
 from numbers import Real
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genfast._register import HALF, autocast_to_float32, is_plain
 from genfast.ops import _checks as check
+from genfast.ops import _shared_rows as shared
 
 Box = tuple[float, float, float, float]
 
@@ -31,6 +32,48 @@ def computed_in(x: Tensor) -> torch.dtype:
 def bounds(x: Tensor) -> tuple[float, float]:
     """The least and the largest half side of a square that the dtype carries."""
     return _BOUNDS[computed_in(x)]
+
+
+def separate(x: Tensor, **given: Any) -> tuple[int, tuple[Tensor, ...]]:
+    """The number of bins, that of `widths`, of parameters that are given apart, and these."""
+    check.same_dtype_and_device(x, "x", **given)
+    widths = given["widths"]
+    if widths.dim() == 0 or widths.shape[-1] == 0:
+        raise ValueError(f"widths: got shape {list(widths.shape)}, want [..., K] with K >= 1")
+    bins = int(widths.shape[-1])
+    shared.check_shape("widths", widths, x, bins, "K")
+    return bins, tuple(given.values())
+
+
+def packed_bins(x: Tensor, params: Any, times: int, more: int, least: int = 1) -> int:
+    """The number K of bins of rows of `times` K + `more` numbers."""
+    check.same_dtype_and_device(x, "x", params=params)
+    size = params.shape[-1] if params.dim() else 0
+    bins: int = (size - more) // times
+    if times * bins + more != size or bins < least:
+        row = f"{times} K" + (f" {'+' if more > 0 else '-'} {abs(more)}" if more else "")
+        raise ValueError(f"params: got shape {list(params.shape)}, want [..., {row}] with K >= {least}")
+    shared.check_shape("params", params, x, size, f"{size}")
+    return bins
+
+
+def check_kinds(x: Tensor, flags: dict[str, Any], numbers: dict[str, Any]) -> None:
+    """Refuse flags that are no bools and numbers that are none, and a `bound` that the dtype does not carry."""
+    for name, value in flags.items():
+        if type(value) is not bool:
+            raise TypeError(f"{name}: got {type(value).__name__}, want a bool")
+    for name, value in numbers.items():
+        if not is_number(value):
+            raise TypeError(f"{name}: got {type(value).__name__}, want a number (it has no gradient)")
+    (low, high), bound = bounds(x), numbers["bound"]
+    if not low <= bound <= high:
+        raise ValueError(f"bound: got {bound}, want {low:.3g} to {high:.3g} for {computed_in(x)}")
+
+
+def check_least(name: str, least: float, bins: int) -> None:
+    """Refuse a share that leaves no room for so many bins."""
+    if not 0 <= least * bins <= 1:
+        raise ValueError(f"{name}: got {least}, want between 0 and 1 / K = {1 / bins:g}")
 
 
 def box(

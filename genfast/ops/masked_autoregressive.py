@@ -419,9 +419,7 @@ def _prepare(
         for constant, value in given.items():
             if value is not None:
                 raise ValueError(f"{constant}: kind {kind!r} has no such constant")
-        rq_spline._check_options(  # noqa: SLF001
-            z, (n_params + 1) // 3, bound, min_bin_width, min_bin_height, min_derivative, False
-        )
+        rq_spline.check_options(z, (n_params + 1) // 3, bound, min_bin_width, min_bin_height, min_derivative, False)
         index = len(_MAPS)
         numbers = (
             float(bound), float(min_bin_width), float(min_bin_height), float(min_derivative),

@@ -181,7 +181,7 @@ def quadratic_spline(
         raise TypeError("params: got it and widths or heights too, want one or the other")
     more = -1 if tails == "linear" else 1
     if params is None:
-        bins, (widths, heights) = _first(x, widths=widths, heights=heights)
+        bins, (widths, heights) = common.separate(x, widths=widths, heights=heights)
         least = 2 if more < 0 else 1
         if bins < least:
             raise ValueError(f"widths: got K = {bins}, want K >= {least} with tails={tails!r}")
@@ -192,7 +192,7 @@ def quadratic_spline(
         shared.check_shape("heights", heights, x, bins + more, f"{name} = {bins + more}")
         params = _joined(x, widths, heights)
     else:
-        bins = _packed(x, params, 2, more, 2 if more < 0 else 1)
+        bins = common.packed_bins(x, params, 2, more, 2 if more < 0 else 1)
     box = (left, right, bottom, top)
     return _apply("params", x, params, bins, 1, bound, tails, box, min_bin_width, min_bin_height, check_domain, inverse)
 
@@ -271,36 +271,16 @@ def cubic_spline(
     if params is not None and not (widths is None and heights is None and derivatives is None):
         raise TypeError("params: got it and widths, heights or derivatives too, want one or the other")
     if params is None:
-        bins, (widths, heights, derivatives) = _first(x, widths=widths, heights=heights, derivatives=derivatives)
+        bins, (widths, heights, derivatives) = common.separate(
+            x, widths=widths, heights=heights, derivatives=derivatives
+        )
         shared.check_shape("heights", heights, x, bins, f"K = {bins} of widths")
         shared.check_shape("derivatives", derivatives, x, 2, "2")
         params = _joined(x, widths, heights, derivatives)
     else:
-        bins = _packed(x, params, 2, 2, 1)
+        bins = common.packed_bins(x, params, 2, 2)
     box = (left, right, bottom, top)
     return _apply("params", x, params, bins, 2, bound, tails, box, min_bin_width, min_bin_height, check_domain, inverse)
-
-
-def _first(x: Tensor, **given: Any) -> tuple[int, tuple[Tensor, ...]]:
-    """The number of bins, that of widths, and the parameters as tensors."""
-    check.same_dtype_and_device(x, "x", **given)
-    widths = given["widths"]
-    if widths.dim() == 0 or widths.shape[-1] == 0:
-        raise ValueError(f"widths: got shape {list(widths.shape)}, want [..., K] with K >= 1")
-    bins = int(widths.shape[-1])
-    shared.check_shape("widths", widths, x, bins, "K")
-    return bins, tuple(given.values())
-
-
-def _packed(x: Tensor, params: Any, times: int, more: int, least: int) -> int:
-    check.same_dtype_and_device(x, "x", params=params)
-    size = params.shape[-1] if params.dim() else 0
-    bins: int = (size - more) // times
-    if times * bins + more != size or bins < least:
-        row = f"{times} K {'+' if more > 0 else '-'} {abs(more)}"
-        raise ValueError(f"params: got shape {list(params.shape)}, want [..., {row}] with K >= {least}")
-    shared.check_shape("params", params, x, size, f"{size}")
-    return bins
 
 
 def _joined(x: Tensor, *parts: Any) -> Tensor:
@@ -314,23 +294,15 @@ def _apply(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if tails is not None and tails != "linear":
         raise ValueError(f"tails: got {tails!r}, want 'linear' (the identity outside) or None")
-    for option, value in (("inverse", inverse), ("check_domain", check_domain)):
-        if type(value) is not bool:
-            raise TypeError(f"{option}: got {type(value).__name__}, want a bool")
     if bins > MOST_BINS:
         raise ValueError(f"{name}: got K = {bins}, want {MOST_BINS} or less")
     scale = None
     if isinstance(bound, Tensor):
         scale, bound = bound, 1.0
         common.check_bound(scale, x)
-    for option, value in (("bound", bound), ("min_bin_width", min_width), ("min_bin_height", min_height)):
-        if not common.is_number(value):
-            raise TypeError(f"{option}: got {type(value).__name__}, want a number (it has no gradient)")
-    low, high = common.bounds(x)
-    if not low <= bound <= high:
-        raise ValueError(f"bound: got {bound}, want {low:.3g} to {high:.3g} for {common.computed_in(x)}")
-    if not 0 <= min_width * bins <= 1:
-        raise ValueError(f"min_bin_width: got {min_width}, want between 0 and 1 / K = {1 / bins:g}")
+    numbers = {"bound": bound, "min_bin_width": min_width, "min_bin_height": min_height}
+    common.check_kinds(x, {"inverse": inverse, "check_domain": check_domain}, numbers)
+    common.check_least("min_bin_width", min_width, bins)
     most = 1 if kind == 1 else 1 / bins
     if not 0 <= min_height <= most:
         wanted = "1" if kind == 1 else f"1 / K = {most:g}"

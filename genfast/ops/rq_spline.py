@@ -178,7 +178,10 @@ def rational_quadratic_spline(
         raise TypeError("params: got it and widths, heights or derivatives too, want one or the other")
     mixed = tails != "linear" and _check_tails(tails, x)
     kind = 3 if mixed else TAILS.index(tails)
-    given, bins = _separate(x, widths, heights, derivatives, kind) if params is None else _packed(x, params, kind)
+    if params is None:
+        given, bins = _separate(x, widths, heights, derivatives, kind)
+    else:
+        given, bins = (params,), common.packed_bins(x, params, 3, _WANTED_SLOPES[kind][0])
     usual = dialect == "nflows" and enable_identity_init is False
     code = 0 if usual else _check_dialect(dialect, enable_identity_init)
     if min_bin_width is None:
@@ -189,7 +192,7 @@ def rational_quadratic_spline(
     if isinstance(bound, Tensor):
         scale, bound = bound, 1.0
         common.check_bound(scale, x)
-    _check_options(x, bins, bound, min_bin_width, min_bin_height, min_derivative, inverse, check_domain, code)
+    check_options(x, bins, bound, min_bin_width, min_bin_height, min_derivative, inverse, check_domain, code)
     if left is right is bottom is top is None:
         box = (-float(bound), float(bound), -float(bound), float(bound))
     else:
@@ -218,11 +221,7 @@ _WANTED_SLOPES = ((-1, "at least K - 1"), (0, "K"), (1, "K + 1"), (1, "K + 1"))
 
 
 def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any, kind: int) -> tuple[tuple[Tensor, ...], int]:
-    check.same_dtype_and_device(x, "x", widths=widths, heights=heights, derivatives=derivatives)
-    if widths.dim() == 0 or widths.shape[-1] == 0:
-        raise ValueError(f"widths: got shape {list(widths.shape)}, want [..., K] with K >= 1")
-    bins = int(widths.shape[-1])
-    shared.check_shape("widths", widths, x, bins, "K")
+    bins, given = common.separate(x, widths=widths, heights=heights, derivatives=derivatives)
     shared.check_shape("heights", heights, x, bins, f"K = {bins} of widths")
     more, name = _WANTED_SLOPES[kind]
     wanted = f"{name} = {bins + more}"
@@ -231,18 +230,7 @@ def _separate(x: Tensor, widths: Any, heights: Any, derivatives: Any, kind: int)
     if count < bins + more or (kind != 0 and count != bins + more):
         of = "" if kind == 0 else f" with tails={'a sequence' if kind == 3 else repr(TAILS[kind])}"
         raise ValueError(f"derivatives: got {count} a number, want {wanted}{of}")
-    return (widths, heights, derivatives), bins
-
-
-def _packed(x: Tensor, params: Any, kind: int) -> tuple[tuple[Tensor, ...], int]:
-    check.same_dtype_and_device(x, "x", params=params)
-    size, more = params.shape[-1] if params.dim() else 0, _WANTED_SLOPES[kind][0]
-    bins = (size - more) // 3
-    if 3 * bins + more != size or bins < 1:
-        row = f"3 K{('', ' + 1', ' - 1')[more]}"
-        raise ValueError(f"params: got shape {list(params.shape)}, want [..., {row}] with K >= 1")
-    shared.check_shape("params", params, x, size, f"{size}")
-    return (params,), bins
+    return given, bins
 
 
 def _check_tails(tails: Any, x: Tensor) -> bool:
@@ -280,26 +268,16 @@ def _check_dialect(dialect: Any, enable_identity_init: Any) -> int:
     return DIALECTS.index(dialect) + enable_identity_init
 
 
-def _check_options(
+def check_options(
     x: Tensor, bins: int, bound: Any, min_bin_width: Any, min_bin_height: Any, min_derivative: Any, inverse: Any,
     check_domain: Any = False, code: int = 0,
 ) -> None:  # fmt: skip
-    for name, value in (("inverse", inverse), ("check_domain", check_domain)):
-        if type(value) is not bool:
-            raise TypeError(f"{name}: got {type(value).__name__}, want a bool")
-    numbers = {
-        "bound": bound, "min_bin_width": min_bin_width, "min_bin_height": min_bin_height,
-        "min_derivative": min_derivative,
-    }  # fmt: skip
-    for name, value in numbers.items():
-        if not common.is_number(value):
-            raise TypeError(f"{name}: got {type(value).__name__}, want a number (it has no gradient)")
-    low, high = common.bounds(x)
-    if not low <= bound <= high:
-        raise ValueError(f"bound: got {bound}, want {low:.3g} to {high:.3g} for {common.computed_in(x)}")
-    for name, least in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
-        if not 0 <= least * bins <= 1:
-            raise ValueError(f"{name}: got {least}, want between 0 and 1 / K = {1 / bins:g}")
+    """Refuse options of another type or out of range."""
+    least = {"min_bin_width": min_bin_width, "min_bin_height": min_bin_height}
+    numbers = {"bound": bound, **least, "min_derivative": min_derivative}
+    common.check_kinds(x, {"inverse": inverse, "check_domain": check_domain}, numbers)
+    for name, value in least.items():
+        common.check_least(name, value, bins)
     if not 0 <= min_derivative < 1:
         raise ValueError(f"min_derivative: got {min_derivative}, want between 0 and 1, and less than 1")
     if min_derivative == 0 and code == 2:
