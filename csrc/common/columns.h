@@ -146,6 +146,9 @@ class ColumnRows {
   GF_HD T parameter(const void* p, int64_t i, int64_t = 0) const { return static_cast<const T*>(p)[i]; }
   // Of each row's share the sum over the row.
   GF_HD Real row_sum(const Real& x) const { return x; }
+  // The first row of the block, and how many exist.
+  int64_t row() const { return row_; }
+  int count() const { return count_; }
   bool all_exist() const { return count_ == most; }
   // x for the rows that exist.
   GF_HD Real existing(Real x, T missing) const {

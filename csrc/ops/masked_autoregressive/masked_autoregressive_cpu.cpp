@@ -156,14 +156,11 @@ void run_forward(const MaskedAutoregressiveForward& a) {
   parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
     ColumnRows<T> rows(a.d, a.dtype);
     Scratch<R> buffer(a.rows), z(a.d);
-    int64_t row = begin;
     rows.for_each(begin, end, [&] {
       rows.load(a.z, z.get());
-      const int count = static_cast<int>(end - row < rows.most ? end - row : rows.most);
-      const R log_det = sweep(net, false, row, count, z.get(), buffer.get());
+      const R log_det = sweep(net, false, rows.row(), rows.count(), z.get(), buffer.get());
       rows.store(a.x, z.get());
       rows.store_sum(a.log_det, log_det);
-      row += rows.most;
     });
   });
 }
@@ -190,17 +187,14 @@ void run_backward(const MaskedAutoregressiveBackward& a) {
   parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
     ColumnRows<T> rows(a.d, a.dtype);
     Scratch<R> buffer(a.rows), x(a.d), z(a.d), g(a.d);
-    int64_t row = begin;
     rows.for_each(begin, end, [&] {
       rows.load(a.x, x.get());
       rows.load(a.z, z.get());
       rows.load(a.grad_x, g.get());
-      const int count = static_cast<int>(end - row < rows.most ? end - row : rows.most);
-      sweep(net, true, row, count, x.get(), buffer.get());
+      sweep(net, true, rows.row(), rows.count(), x.get(), buffer.get());
       sweep_back(net, z.get(), rows.load_sum(a.grad_log_det), g.get(), buffer.get());
       rows.store(a.grad_z, g.get());
-      store_results(a, net.plan, buffer.get(), row, count);
-      row += rows.most;
+      store_results(a, net.plan, buffer.get(), rows.row(), rows.count());
     });
   });
 }
@@ -217,13 +211,11 @@ void run_pass(const MaskedAutoregressiveForward& a) {
   parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
     ColumnRows<T> rows(a.d, a.dtype);
     Scratch<R> buffer(a.rows), x(a.d);
-    int64_t row = begin;
     rows.for_each(begin, end, [&] {
       rows.load(a.z, x.get());
       sort_inputs<T>(net.plan, x.get(), buffer.get());
-      const int count = static_cast<int>(end - row < rows.most ? end - row : rows.most);
-      pass(net, tiles, row, count, buffer.get());
-      if (a.sums != nullptr) store_sums<T>(net.plan, buffer.get(), a.n, row, count, a.sums);
+      pass(net, tiles, rows.row(), rows.count(), buffer.get());
+      if (a.sums != nullptr) store_sums<T>(net.plan, buffer.get(), a.n, rows.row(), rows.count(), a.sums);
       R log_det(0);
       for (int i = 0; i < inputs.used; ++i)
         net.solve(net.constants, buffer.get()[inputs.value + i],
@@ -231,7 +223,6 @@ void run_pass(const MaskedAutoregressiveForward& a) {
                   &log_det);
       rows.store(a.x, x.get());
       rows.store_sum(a.log_det, log_det);
-      row += rows.most;
     });
   });
 }
@@ -246,14 +237,12 @@ void run_pass_back(const MaskedAutoregressiveBackward& a) {
   parallel_for(a.n, grain<T>(a.n), [&](int64_t begin, int64_t end) {
     ColumnRows<T> rows(a.d, a.dtype);
     Scratch<R> buffer(a.rows), x(a.d), z(a.d), g(a.d);
-    int64_t row = begin;
     rows.for_each(begin, end, [&] {
       rows.load(a.x, x.get());
       rows.load(a.z, z.get());
       rows.load(a.grad_x, g.get());
       sort_inputs<T>(net.plan, z.get(), buffer.get());
-      const int count = static_cast<int>(end - row < rows.most ? end - row : rows.most);
-      load_sums(net, buffer.get(), a.n, row, count, a.sums);
+      load_sums(net, buffer.get(), a.n, rows.row(), rows.count(), a.sums);
       const R l = rows.load_sum(a.grad_log_det);
       for (int i = 0; i < inputs.used; ++i) {
         const int own = net.plan.own(inputs, i);
@@ -262,8 +251,7 @@ void run_pass_back(const MaskedAutoregressiveBackward& a) {
       }
       pass_back(net, tiles, g.get(), buffer.get());
       rows.store(a.grad_z, g.get());
-      store_results(a, net.plan, buffer.get(), row, count);
-      row += rows.most;
+      store_results(a, net.plan, buffer.get(), rows.row(), rows.count());
     });
   });
 }
