@@ -32,14 +32,14 @@ struct SharedChunks {
   int64_t numbers, count;  // of one row
 };
 
+// As many chunks as make about `units` units, each of `least` numbers or more, and of a multiple of `step`.
 template <class Sizes>
-inline SharedChunks shared_chunks(const Sizes& z) {
-  constexpr int64_t kLeast = 2048, kUnits = 512;
+inline SharedChunks shared_chunks(const Sizes& z, int64_t least = 2048, int64_t units = 512, int64_t step = 64) {
   const int64_t rows = z.all_rows > 0 ? z.all_rows : 1;
-  int64_t chunks = (z.repeats + kLeast - 1) / kLeast;
-  if (chunks > kUnits / rows) chunks = kUnits / rows;
+  int64_t chunks = (z.repeats + least - 1) / least;
+  if (chunks > units / rows) chunks = units / rows;
   if (chunks < 1) chunks = 1;
-  const int64_t numbers = ((z.repeats + chunks - 1) / chunks + 63) / 64 * 64;
+  const int64_t numbers = ((z.repeats + chunks - 1) / chunks + step - 1) / step * step;
   return {numbers, z.repeats > 0 ? (z.repeats + numbers - 1) / numbers : 1};
 }
 

@@ -94,25 +94,6 @@ void backward_span(int n, ScaleConstants<T> k, bool inverse, const T* g, const T
   }
 }
 
-// f(integral_constant of the map)
-template <class F>
-auto dispatch_map(ScaleMap map, F&& f) {
-#define GF_MAP(name)   \
-  case ScaleMap::name: \
-    return f(std::integral_constant<ScaleMap, ScaleMap::name>{})
-  switch (map) {
-    GF_MAP(sigmoid);
-    GF_MAP(softplus);
-    GF_MAP(tanh);
-    GF_MAP(atan);
-    GF_MAP(softclip);
-    GF_MAP(reciprocal_sigmoid);
-    default:
-      GF_MAP(exp);
-  }
-#undef GF_MAP
-}
-
 template <class T>
 T span_sum(const T* p, int n) {
   using P = Native<T>;
@@ -128,7 +109,7 @@ template <class T>
 void run_forward(const CouplingForward& a) {
   const auto k = ScaleConstants<T>::from(a.spec);
   const auto span =
-      dispatch_map(a.spec.map, [](auto map) -> ForwardSpan<T> { return &forward_span<decltype(map)::value, T>; });
+      dispatch_scale_map(a.spec.map, [](auto map) -> ForwardSpan<T> { return &forward_span<decltype(map)::value, T>; });
   T* log_det = static_cast<T*>(a.log_det);
   if (a.d == 0) {
     for (int64_t i = 0; i < a.n; ++i) log_det[i] = 0;
@@ -154,8 +135,8 @@ void run_forward(const CouplingForward& a) {
 template <class T>
 void run_backward(const CouplingBackward& a) {
   const auto k = ScaleConstants<T>::from(a.spec);
-  const auto span =
-      dispatch_map(a.spec.map, [](auto map) -> BackwardSpan<T> { return &backward_span<decltype(map)::value, T>; });
+  const auto span = dispatch_scale_map(
+      a.spec.map, [](auto map) -> BackwardSpan<T> { return &backward_span<decltype(map)::value, T>; });
   const T* grad_log_det = static_cast<const T*>(a.grad_log_det.data);
   if (a.d == 0) return;
   const StridedOut grad_x{a.grad_x, a.d, 1};

@@ -178,5 +178,24 @@ GF_HD CouplingAdjoint<R> coupling_adjoint(bool inverse, R g, R l, R x, const Sca
   return {gx, inverse ? -gx : g, select(f.slope == R(0), R(0), of_log_s * f.slope)};
 }
 
+// f(integral_constant of the scale map)
+template <class F>
+GF_HD auto dispatch_scale_map(ScaleMap map, F&& f) {
+#define GF_MAP(name)   \
+  case ScaleMap::name: \
+    return f(std::integral_constant<ScaleMap, ScaleMap::name>{})
+  switch (map) {
+    GF_MAP(sigmoid);
+    GF_MAP(softplus);
+    GF_MAP(tanh);
+    GF_MAP(atan);
+    GF_MAP(softclip);
+    GF_MAP(reciprocal_sigmoid);
+    default:
+      return f(std::integral_constant<ScaleMap, ScaleMap::exp>{});
+  }
+#undef GF_MAP
+}
+
 }  // namespace GF_BACKEND
 }  // namespace gf

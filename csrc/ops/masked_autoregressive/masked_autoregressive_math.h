@@ -11,6 +11,7 @@
 // A. The gradient of a weight is the sum over samples of A times what the weight multiplies.
 #pragma once
 
+#include "common/normal.h"
 #include "ops/coupling/coupling_math.h"
 #include "ops/masked_autoregressive/masked_autoregressive.h"
 #include "ops/rq_spline/rq_spline_math.h"
@@ -20,39 +21,11 @@ inline namespace GF_BACKEND {
 
 // --- activations
 
-// erfc x for x >= 0; for packs of float the Chebyshev fit of Press et al., Numerical Recipes, 6.2 (relative
-// error 1.2e-7 before rounding), otherwise the library's.
-GF_HD float erfc_positive(float x) { return ::erfcf(x); }
-GF_HD double erfc_positive(double x) { return ::erfc(x); }
-#if !defined(__CUDACC__)
-template <int N>
-GF_HD Pack<double, N> erfc_positive(Pack<double, N> x) {
-  for (int i = 0; i < N; ++i) x.v[i] = ::erfc(x.v[i]);
-  return x;
-}
-template <int N>
-GF_HD Pack<float, N> erfc_positive(Pack<float, N> x) {
-  using P = Pack<float, N>;
-  const P t = P(1) / fma(P(0.5f), x, P(1));
-  P p(0.17087277f);
-  p = fma(p, t, P(-0.82215223f));
-  p = fma(p, t, P(1.48851587f));
-  p = fma(p, t, P(-1.13520398f));
-  p = fma(p, t, P(0.27886807f));
-  p = fma(p, t, P(-0.18628806f));
-  p = fma(p, t, P(0.09678418f));
-  p = fma(p, t, P(0.37409196f));
-  p = fma(p, t, P(1.00002368f));
-  p = fma(p, t, P(-1.26551223f));
-  return t * exp(p - x * x);
-}
-#endif
-
 // Phi(x), the share of a standard normal below x.
 template <class R>
 GF_HD R normal_below(R x) {
   using T = scalar_t<R>;
-  const R tail = R(T(0.5)) * erfc_positive(abs(x) * R(T(0.70710678118654752440)));
+  const R a = abs(x), tail = exp(R(T(-0.5)) * a * a) * normal_tail(a);
   return select(x > R(0), R(1) - tail, tail);
 }
 
@@ -85,7 +58,7 @@ GF_HD R activation_slope(R x, R value) {
   if constexpr (kKind == Activation::elu) return select(x > R(0), R(1), value + R(1));
   if constexpr (kKind == Activation::gelu) {
     const R y = max(R(-64), min(R(64), x));
-    return normal_below(x) + y * R(T(0.39894228040143267794)) * exp(-half * y * y);
+    return normal_below(x) + y * R(T(kInvSqrtTwoPi)) * exp(-half * y * y);
   }
   if constexpr (kKind == Activation::gelu_tanh) {
     const R t = gelu_tanh_inner(x), y = max(R(-64), min(R(64), x));
@@ -177,25 +150,6 @@ GF_HD R masked_affine_adjoint(const MaskedConstants<scalar_t<R>>& c, R z, R x, R
   p[0] = g.shift;
   p[1] = g.raw;
   return g.x;
-}
-
-// f(integral_constant of the scale map)
-template <class F>
-GF_HD auto dispatch_scale_map(ScaleMap map, F&& f) {
-#define GF_MAP(name)   \
-  case ScaleMap::name: \
-    return f(std::integral_constant<ScaleMap, ScaleMap::name>{})
-  switch (map) {
-    GF_MAP(sigmoid);
-    GF_MAP(softplus);
-    GF_MAP(tanh);
-    GF_MAP(atan);
-    GF_MAP(softclip);
-    GF_MAP(reciprocal_sigmoid);
-    default:
-      return f(std::integral_constant<ScaleMap, ScaleMap::exp>{});
-  }
-#undef GF_MAP
 }
 
 // Replaces logits by the exponentials of their differences to the largest, and returns the reciprocal of the sum.

@@ -52,15 +52,7 @@ MixtureArrays<S> mixture_arrays(const MixtureBackward& f) {
 }
 
 // On the GPU a warp takes one part of a row's numbers.
-inline SharedChunks mixture_parts(const MixtureSizes& z) {
-  constexpr int64_t kLeast = 512, kUnits = 8192;
-  const int64_t rows = z.all_rows > 0 ? z.all_rows : 1;
-  int64_t parts = (z.repeats + kLeast - 1) / kLeast;
-  if (parts > kUnits / rows) parts = kUnits / rows;
-  if (parts < 1) parts = 1;
-  const int64_t numbers = ((z.repeats + parts - 1) / parts + 31) / 32 * 32;
-  return {numbers, z.repeats > 0 ? (z.repeats + numbers - 1) / numbers : 1};
-}
+inline SharedChunks mixture_parts(const MixtureSizes& z) { return shared_chunks(z, 512, 8192, 32); }
 
 // Numbers (double) in the workspace of a backward: the sums of each part, [logits | means | log_scales].
 inline int64_t mixture_workspace(const MixtureSizes& z, bool on_gpu) {

@@ -66,20 +66,9 @@ Block<T> choose_block(const PolySplineOptions& o, bool backward) {
   }
 }
 
-// Arrays of a call. In the backward grad_y and grad_log_det are given, and y is the gradient of x.
 template <class S>
-struct Arrays {
-  using T = compute_t<S>;
-  const S *x, *params, *grad_y;
-  const T* grad_log_det;
-  S* y;
-  T* log_det;
-  S* grad_params;
-};
-
-template <class S>
-void rows(Block<compute_t<S>> block, const Arrays<S>& a, int size, const PolyConstants<compute_t<S>>& c, int64_t begin,
-          int64_t end) {
+void rows(Block<compute_t<S>> block, const PolyArrays<S>& a, int size, const PolyConstants<compute_t<S>>& c,
+          int64_t begin, int64_t end) {
   using T = compute_t<S>;
   using P = Native<T>;
   constexpr int kLanes = P::size;
@@ -119,7 +108,7 @@ void rows(Block<compute_t<S>> block, const Arrays<S>& a, int size, const PolyCon
 }
 
 template <class S>
-void run(const Arrays<S>& a, int64_t n, int64_t size, const PolySplineOptions& o) {
+void run(const PolyArrays<S>& a, int64_t n, int64_t size, const PolySplineOptions& o) {
   using T = compute_t<S>;
   const auto c = poly_constants<T>(o, size);
   const Block<T> block = choose_block<T>(o, a.grad_params != nullptr);
@@ -131,7 +120,7 @@ void run(const Arrays<S>& a, int64_t n, int64_t size, const PolySplineOptions& o
 void poly_spline_forward(const PolySplineForward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Arrays<S> a{};
+    PolyArrays<S> a{};
     a.x = static_cast<const S*>(f.x), a.params = static_cast<const S*>(f.params);
     a.y = static_cast<S*>(f.y), a.log_det = static_cast<compute_t<S>*>(f.log_det);
     run(a, f.n, f.size, f.options);
@@ -141,7 +130,7 @@ void poly_spline_forward(const PolySplineForward& f) {
 void poly_spline_backward(const PolySplineBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Arrays<S> a{};
+    PolyArrays<S> a{};
     a.x = static_cast<const S*>(f.x), a.params = static_cast<const S*>(f.params);
     a.grad_y = static_cast<const S*>(f.grad_y), a.grad_log_det = static_cast<const compute_t<S>*>(f.grad_log_det);
     a.y = static_cast<S*>(f.grad_x), a.grad_params = static_cast<S*>(f.grad_params);

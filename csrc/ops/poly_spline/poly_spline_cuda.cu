@@ -9,22 +9,11 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// In the backward grad_y and grad_log_det are given, and y is the gradient of x.
-template <class S>
-struct Arrays {
-  using T = compute_t<S>;
-  const S *x, *params, *grad_y;
-  const T* grad_log_det;
-  S* y;
-  T* log_det;
-  S* grad_params;
-};
-
 // Rows in shared memory lie an odd number of words apart, so that threads reading a column meet no bank twice.
 GF_HD int pitch(int size) { return size | 1; }
 
 template <class S, PolyKind kKind, bool kInverse, bool kBackward>
-__global__ __launch_bounds__(kThreads) void poly_spline_kernel(Arrays<S> a, int64_t n, int size, int at_once,
+__global__ __launch_bounds__(kThreads) void poly_spline_kernel(PolyArrays<S> a, int64_t n, int size, int at_once,
                                                                PolyConstants<compute_t<S>> c) {
   using T = compute_t<S>;
   T* tile = dynamic_shared<T>();
@@ -54,7 +43,7 @@ __global__ __launch_bounds__(kThreads) void poly_spline_kernel(Arrays<S> a, int6
 }
 
 template <class S, bool kBackward>
-void run(const Arrays<S>& a, int64_t n, int64_t size, const PolySplineOptions& o, Stream stream) {
+void run(const PolyArrays<S>& a, int64_t n, int64_t size, const PolySplineOptions& o, Stream stream) {
   using T = compute_t<S>;
   const auto c = poly_constants<T>(o, size);
   constexpr std::size_t kMemory = 48 * 1024;
@@ -82,7 +71,7 @@ void run(const Arrays<S>& a, int64_t n, int64_t size, const PolySplineOptions& o
 void poly_spline_forward(const PolySplineForward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Arrays<S> a{};
+    PolyArrays<S> a{};
     a.x = static_cast<const S*>(f.x), a.params = static_cast<const S*>(f.params);
     a.y = static_cast<S*>(f.y), a.log_det = static_cast<compute_t<S>*>(f.log_det);
     run<S, false>(a, f.n, f.size, f.options, f.stream);
@@ -92,7 +81,7 @@ void poly_spline_forward(const PolySplineForward& f) {
 void poly_spline_backward(const PolySplineBackward& f) {
   dispatch_float(f.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Arrays<S> a{};
+    PolyArrays<S> a{};
     a.x = static_cast<const S*>(f.x), a.params = static_cast<const S*>(f.params);
     a.grad_y = static_cast<const S*>(f.grad_y), a.grad_log_det = static_cast<const compute_t<S>*>(f.grad_log_det);
     a.y = static_cast<S*>(f.grad_x), a.grad_params = static_cast<S*>(f.grad_params);

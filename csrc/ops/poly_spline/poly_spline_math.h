@@ -398,5 +398,16 @@ GF_HD void poly_number(R v, R* row, R* grad, R* y, R* log_det, const PolyConstan
   }
 }
 
+// Arrays of a call. In the backward grad_y and grad_log_det are given, and y is the gradient of x.
+template <class S>
+struct PolyArrays {
+  using T = compute_t<S>;
+  const S *x, *params, *grad_y;
+  const T* grad_log_det;
+  S* y;
+  T* log_det;
+  S* grad_params;
+};
+
 }  // namespace GF_BACKEND
 }  // namespace gf
