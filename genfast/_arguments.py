@@ -2,6 +2,7 @@
 
 import numbers
 
+import torch
 from torch import Tensor
 
 
@@ -38,14 +39,16 @@ def number(name: str, value: object, low: float, high: float) -> float:
 
 
 def real(name: str, x: object, size: int | None = None) -> None:
-    """Refuse what is not a tensor `[..., size]` of real numbers.
+    """Refuse what is not a dense tensor `[..., size]` of real numbers.
 
     Raises:
-        TypeError: no tensor, or complex numbers.
+        TypeError: no dense tensor, or complex numbers.
         ValueError: another last dimension.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, want a tensor")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}: got a tensor of layout {x.layout}, want a dense one: x.to_dense()")
     if x.is_complex():
         raise TypeError(f"{name}: got {x.dtype}, want real numbers")
     if size is not None and (x.ndim == 0 or x.shape[-1] != size):

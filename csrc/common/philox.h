@@ -17,7 +17,16 @@
 namespace gf {
 inline namespace GF_BACKEND {
 
-enum PhiloxStream : uint32_t { kStreamRbmHidden = 1, kStreamRbmVisible = 2 };
+enum PhiloxStream : uint32_t {
+  kStreamRbmHidden = 1,
+  kStreamRbmVisible = 2,
+  kStreamBoltzmann = 3,       // units of a general machine
+  kStreamBoltzmannOrder = 4,  // the order they are visited in
+  kStreamIsing = 5,           // units of a coloured graph or lattice
+  kStreamTempering = 6,       // swaps between temperatures
+  kStreamStart = 7,           // states that chains start from
+  kStreamLayer = 16           // + layer: a deep machine's units, layer 0 the visible one
+};
 
 // U: uint32_t, or a vector of them.
 template <class U>

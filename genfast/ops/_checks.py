@@ -12,9 +12,12 @@ _FLOATING = (torch.float32, torch.float64, *HALF)
 
 
 def tensor(name: str, x: Any) -> None:
-    """Refuse what is not a tensor."""
+    """Refuse what is not a dense tensor."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, want a torch.Tensor")
+        hint = ": torch.from_numpy makes one" if type(x).__module__ == "numpy" else ""
+        raise TypeError(f"{name}: got {type(x).__name__}, want a torch.Tensor{hint}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}: got a tensor of layout {x.layout}, want a dense one: x.to_dense()")
 
 
 def floating(name: str, x: Any) -> None:

@@ -12,11 +12,9 @@ from genfast._differentiable import differentiable
 from genfast._register import HALF, define, is_plain, like
 from genfast._tracing import has_values
 from genfast.ops import _checks as check
+from genfast.ops._sampling import SEEDS, STATES, clamp_mask, per_chain, seed_tensor
 from genfast.reference import rbm as reference
 
-_STATES = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
-)  # fmt: skip
 _NOT_BINARY = 2  # a bit of the kernel's status: see RbmStatus in rbm.h
 
 # --- Gibbs sampling ---------------------------------------------------------------------------------------------------
@@ -37,7 +35,7 @@ def _gibbs(
     v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, beta: Tensor, clamp: Tensor | None, seed: Tensor, n_steps: int,
     first_chain: int, first_step: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    states = v if v.dtype in _STATES else v.to(torch.int64)
+    states = v if v.dtype in STATES else v.to(torch.int64)
     if W.dtype not in (torch.float32, torch.float64):
         W, vbias, hbias = W.float(), vbias.float(), hbias.float()
     n, products = v.shape[0], W.shape[0] * W.shape[1]
@@ -92,7 +90,6 @@ def _refuse(status: int, v: Tensor) -> None:
 _CPU = torch.device("cpu")
 _ONE = torch.ones(1, dtype=torch.float32, device=_CPU)  # the usual beta
 _NUMBER = (float, int)
-_SEEDS = (-(2**63), 2**63 - 1, ())  # the arguments of torch.randint
 
 # Weights are raised to float32 anyway, and states keep their dtype.
 _gibbs_op = define("rbm_gibbs", _outputs, launch=_gibbs, autocast=False)
@@ -106,7 +103,8 @@ def _fits(v: Any, W: Any, vbias: Any, hbias: Any) -> bool:
     alike = v.dtype == torch.float32 == W.dtype == vbias.dtype == hbias.dtype
     sizes, nv, nh = W.shape, vbias.shape, hbias.shape
     fit = v.dim() == 2 and len(nv) == len(nh) == 1 and sizes == nv + nh and v.shape[1:] == nv
-    return here and alike and fit and 0 not in sizes
+    dense = v.layout == W.layout == vbias.layout == hbias.layout == torch.strided
+    return here and alike and fit and dense and 0 not in sizes
 
 
 def _machine(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, torch.Size]:
@@ -127,56 +125,6 @@ def _machine(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor
     check.shape("vbias", vbias, W.shape[:1], "[n_visible] of W")
     check.shape("hbias", hbias, W.shape[1:], "[n_hidden] of W")
     return rows, batch
-
-
-def _beta(beta: float | Tensor, v: Tensor, batch: torch.Size) -> Tensor:
-    if not isinstance(beta, Tensor):
-        return v.new_full((1,), float(beta), dtype=torch.float32)
-    if beta.device != v.device:
-        raise ValueError(f"beta: got a tensor on {beta.device}, want {v.device} like v")
-    if beta.dim() and beta.shape != batch:
-        raise ValueError(f"beta: got shape {list(beta.shape)}, want a number or one per chain, {list(batch)}")
-    return beta.detach().reshape(-1).float()
-
-
-def _clamp(clamp: Tensor | None, v: Tensor) -> Tensor | None:
-    if clamp is None:
-        return None
-    check.tensor("clamp", clamp)
-    if clamp.dtype != torch.bool:
-        raise TypeError(f"clamp: got {clamp.dtype}, want a torch.bool mask")
-    if clamp.device != v.device:
-        raise ValueError(f"clamp: got a tensor on {clamp.device}, want {v.device} like v")
-    if clamp.shape not in (v.shape, v.shape[-1:]):
-        raise ValueError(
-            f"clamp: got shape {list(clamp.shape)}, want [n_visible] = {list(v.shape[-1:])} or that of v, "
-            f"{list(v.shape)}"
-        )
-    return clamp if clamp.dim() == 1 else clamp.reshape(-1, clamp.shape[-1])
-
-
-def _seed(seed: int | Tensor | None, generator: torch.Generator | None, v: Tensor) -> Tensor:
-    device = v.device
-    if seed is None:
-        if type(v) is not Tensor:  # a fake tensor: the seed is one too
-            return v.new_empty((), dtype=torch.int64).random_(generator=generator)
-        at = device if generator is None else generator.device
-        drawn = torch.randint(*_SEEDS, dtype=torch.int64, device=at, generator=generator)
-        return drawn.to(device)
-    if generator is not None:
-        raise ValueError("generator, seed: got both, want at most one of them")
-    if not isinstance(seed, Tensor):
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed: got {type(seed).__name__}, want an int or an int64 tensor")
-        if not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed: got {seed}, want 64 bits")
-        signed = seed - 2**64 if seed >= 2**63 else seed
-        return v.new_full((), signed, dtype=torch.int64)
-    if seed.dtype != torch.int64 or seed.numel() != 1:
-        raise TypeError(f"seed: got {seed.dtype} {list(seed.shape)}, want an int or an int64 tensor of one element")
-    if seed.device != device:
-        raise ValueError(f"seed: got a tensor on {seed.device}, want {device} like v")
-    return seed.reshape(())
 
 
 def rbm_gibbs(
@@ -200,7 +148,8 @@ def rbm_gibbs(
 
     **The same seed gives the same chain, bit for bit, on every backend and device**, whatever the number of threads:
     weights are rounded once to fixed point (an error near that of a float32 product), sums are exact, and the random
-    numbers are Philox4x32-10 at (chain, unit, step). `genfast.reference.rbm` states the definition to the last bit.
+    numbers are Philox4x32-10 at (chain, unit, step). `genfast.reference.rbm` and `genfast.reference._gibbs` state the
+    definition to the last bit.
     A chain can therefore be split and resumed: rows `k:` of a batch are the chains from `first_chain=k`, and n steps
     are m steps followed by n - m steps from `first_step=m`, with the same seed.
 
@@ -254,12 +203,12 @@ def rbm_gibbs(
     if plain and clamp is None and isinstance(beta, _NUMBER) and not use_reference(v):
         betas = _ONE if beta == 1 else v.new_full((1,), float(beta), dtype=torch.float32)
         drawn = seed is None and generator is None
-        key = torch.randint(*_SEEDS, device=_CPU) if drawn else _seed(seed, generator, v)
+        key = torch.randint(*SEEDS, device=_CPU) if drawn else seed_tensor(seed, generator, v)
         if not (rows.is_contiguous() and W.is_contiguous() and vbias.is_contiguous() and hbias.is_contiguous()):
             rows, W, vbias, hbias = rows.contiguous(), W.contiguous(), vbias.contiguous(), hbias.contiguous()
         out_v, out_h = _gibbs(rows, W, vbias, hbias, betas, None, key, n_steps, first_chain, first_step)
         return (out_v, out_h) if v.dim() == 2 else (out_v.reshape(v.shape), out_h.reshape(*batch, W.shape[1]))
-    betas, mask, key = _beta(beta, v, batch), _clamp(clamp, v), _seed(seed, generator, v)
+    betas, mask, key = per_chain("beta", beta, v, batch), clamp_mask(clamp, v), seed_tensor(seed, generator, v)
     parameters = [t.detach() if t.requires_grad else t for t in (rows, W, vbias, hbias)]
     if use_reference(v):
         out_v, out_h = reference.rbm_gibbs(

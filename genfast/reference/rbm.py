@@ -3,99 +3,32 @@
 The energy of visible and hidden units in {0, 1} is E(v, h) = -a.v - b.h - v'Wh with `W [n_visible, n_hidden]`, and the
 machine's distribution is proportional to exp(-beta E).
 
-The Gibbs chain is defined to the last bit, so that every backend draws the same states from the same seed:
-
-1. **Weights.** `quantise` rounds W, a (vbias) and b (hbias) to multiples of a power of two, s = 2^e: the smallest for
-   which no sum of |W| over a row or a column plus the bias leaves int32, and W itself fits three signed bytes. The
-   field of a unit is then an exact integer.
-2. **Logit.** z = (float32(field) * float32(2^min(e, 100))) * beta, in float32.
-3. **Random word.** r is word `unit % 4` of Philox4x32-10 with counter (chain, unit // 4, step, stream) and the seed's
-   low and high 32 bits as key; the stream is 1 for hidden and 2 for visible units.
-4. **Acceptance.** With t = exp(-|z|) the less likely of the two states has probability t / (1 + t); it is taken where
-   u (1 + t) < t for u = float32(r >> 1) * 2^-31 + 2^-32. `exp_negative` states the operations of the exponential. All
-   of it is float32 addition and multiplication, each correctly rounded, none contracted.
+The Gibbs chain is defined to the last bit, so that every backend draws the same states from the same seed: `quantise`
+rounds W, a (vbias) and b (hbias) to multiples of a power of two, s = 2^e: the smallest for which no sum of |W| over a
+row or a column plus the bias leaves int32, and W itself fits three signed bytes. The field of a unit is then an exact
+integer, from which `genfast/reference/_gibbs.py` says how it is drawn; the streams of random words are 1 for hidden and
+2 for visible units.
 """
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["exp_negative", "philox4x32", "quantise", "rbm_free_energy", "rbm_gibbs", "uniform_words"]
+from genfast.reference._gibbs import accept, fixed_point_exponent, uniform_words
+
+__all__ = ["quantise", "rbm_free_energy", "rbm_gibbs"]
 
 HIDDEN_STREAM, VISIBLE_STREAM = 1, 2
-_MASK = 0xFFFFFFFF
-
-
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in int64 arithmetic.
-
-    Args:
-        counter: four int64 tensors in [0, 2^32) that broadcast together.
-        key: two int64 tensors in [0, 2^32).
-
-    Returns:
-        Four int64 tensors of random words in [0, 2^32).
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2^64: the high words survive an arithmetic shift and a mask
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return c0, c1, c2, c3
-
-
-def uniform_words(seed: Tensor, chains: Tensor, n_units: int, step: int, stream: int) -> Tensor:
-    """The random words of `n_units` units of every chain at one step: int64 [N, n_units] in [0, 2^32)."""
-    blocks = torch.arange((n_units + 3) // 4, device=seed.device)
-    now, which = (torch.full((), c, dtype=torch.int64, device=seed.device) for c in (step & _MASK, stream))
-    words = philox4x32((chains[:, None] & _MASK, blocks, now, which), (seed & _MASK, (seed >> 32) & _MASK))
-    return torch.stack(words, -1).flatten(1)[:, :n_units]
-
-
-def exp_negative(a: Tensor) -> Tensor:
-    """exp(-a) for float32 a >= 0 within 3e-7, by correctly rounded additions and multiplications in a fixed order.
-
-    a is clamped to 80, n = rint(a / ln 2), f = n ln 2 - a, and exp(-a) = 2^-n exp(f) with a polynomial in f.
-    """
-    a = a.clamp(max=80.0)
-    n = (a * float.fromhex("0x1.715476p0") + 12582912.0) - 12582912.0
-    f = (n * 0.693359375 - a) + n * float.fromhex("-0x1.bd0106p-13")
-    p = f * float.fromhex("0x1.10627ap-7") + float.fromhex("0x1.572a06p-5")
-    p = p * f + float.fromhex("0x1.5557aep-3")
-    p = p * f + float.fromhex("0x1.fffdfcp-2")
-    p = (p * f) * f + f
-    return (p + 1.0) * ((127 - n.to(torch.int32)) << 23).view(torch.float32)
 
 
 def quantise(W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Rounds finite weights and biases to integer multiples of 2^e, half to even.
-
-    The choice of e uses integers and maxima only, so it depends on no order of summation: with every magnitude below
-    2^E, its bound in units of 2^(E - r) is floor(|x| 2^(r - E)) + 1, where r = 30 - ceil(log2(n + 1)) and n is the
-    larger of the two layers. B is the largest sum of such bounds over a row or column with its bias, and k the largest
-    number with 2^k B + n + 1 <= 2^31 - 1. Of W alone, with every magnitude below 2^F, c = F - 23, or F - 22 where the
-    largest would round to more than 0x7F7F7F. Then e = max(E - r - k, c, -100).
+    """Rounds finite weights and biases to integer multiples of 2^e, half to even, with e of `fixed_point_exponent`.
 
     Returns:
         The integers of W, vbias and hbias as int64, and e.
     """
     W, vbias, hbias = (x if x.dtype == torch.float64 else x.float() for x in (W, vbias, hbias))
-    n = max(*W.shape, 1)
-    r = 30 - n.bit_length()  # ceil(log2(n + 1)) for n >= 1
-    largest = max((float(x.abs().max()) for x in (W, vbias, hbias) if x.numel()), default=0.0)
-    exponent = max(math.frexp(largest)[1], -90)
-    bw, bv, bh = ((x.abs() * 2.0 ** (r - exponent)).to(torch.int64) + 1 for x in (W, vbias, hbias))
-    sums = [(bw.sum(0) + bh), (bw.sum(1) + bv)]
-    bound = max((int(s.max()) for s in sums if s.numel()), default=1)
-    k = ((2**31 - 2 - n) // bound).bit_length() - 1
-    largest = float(W.abs().max()) if W.numel() else 0.0
-    c = math.frexp(largest)[1] - 23 if largest else -100
-    if c > -100 and round(largest * 2.0**-c) > 0x7F7F7F:
-        c += 1
-    e = max(exponent - r - k, c, -100)
+    e = fixed_point_exponent(W, (vbias, hbias), ((0, hbias), (1, vbias)))
     qw, qv, qh = (torch.round(x * 2.0**-e).to(torch.int64) for x in (W, vbias, hbias))
     return qw, qv, qh, e
 
@@ -110,10 +43,7 @@ def _sample(
 ) -> Tensor:
     # Sums of integers below 2^31 are exact in float64, in any order.
     field = state.double() @ weights.double() + bias.double()
-    z = (field.float() * scale) * beta[:, None]
-    u = (words >> 1).float() * 2.0**-31 + 2.0**-32
-    t = exp_negative(z.abs())
-    return (z > 0) ^ (u * (1.0 + t) < t)
+    return accept(field, scale, beta[:, None], words)
 
 
 def rbm_gibbs(

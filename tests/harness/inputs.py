@@ -165,6 +165,14 @@ class InputTests:
             bad[f"{n} is not a tensor"] = BadInput(
                 lambda t, n=n: {n: 1.5}, TypeError, rf"{n}: got float, want a torch.Tensor"
             )
+            bad[f"{n} is an array"] = BadInput(
+                lambda t, n=n: {n: t[n].detach().numpy()}, TypeError,
+                rf"{n}: got ndarray, want a torch.Tensor: torch.from_numpy makes one",
+            )  # fmt: skip
+            bad[f"{n} is sparse"] = BadInput(
+                lambda t, n=n: {n: t[n].detach().to_sparse()}, TypeError,
+                rf"{n}: got a tensor of layout torch.sparse_coo, want a dense one: x.to_dense\(\)",
+            )  # fmt: skip
             wide = rf"{n}: got torch.complex64, want (float32, .*|torch.float32 like {like}|states .*)"
             bad[f"{n} is complex"] = BadInput(lambda t, n=n: {n: t[n].to(torch.complex64)}, TypeError, wide)
             if n not in spec.any_dtype:

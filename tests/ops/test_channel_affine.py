@@ -31,6 +31,8 @@ def completed(function):
     """With what has no gradient: signs of the diagonal, and a permutation of the channels."""
 
     def call(x, log_diag, *, sign_diag=None, permutation=None, **rest):
+        if isinstance(log_diag, torch.Tensor) and log_diag.layout != torch.strided:
+            return function(x, log_diag=log_diag, sign_diag=None, permutation=None, **rest)
         if permutation is None and isinstance(log_diag, torch.Tensor) and log_diag.is_floating_point():
             n = log_diag.shape[0]
             i = torch.ones_like(log_diag.detach()).cumsum(0).long() - 1

@@ -1,10 +1,10 @@
 // The free energy of an RBM on the CPU, and the products with sparse states that it and its gradient need.
+#include "common/gibbs_lanes.h"
 #include "common/pack.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "ops/rbm/rbm.h"
 #include "ops/rbm/rbm_energy_math.h"
-#include "ops/rbm/rbm_lanes.h"
 
 namespace gf {
 inline namespace GF_BACKEND {

@@ -2,9 +2,9 @@
 #include <cstdint>
 
 #include "common/parallel.h"
+#include "common/states.h"
 #include "ops/rbm/rbm.h"
 #include "ops/rbm/rbm_quantise.h"
-#include "ops/rbm/rbm_states.h"
 #include "ops/rbm/rbm_sweep.h"
 
 namespace gf {

@@ -3,8 +3,8 @@
 // tensor cores (states are 0 or 1, weights are split into signed bytes), put together in int32.
 #include "common/mma.cuh"
 #include "common/philox.h"
+#include "common/states.h"
 #include "ops/rbm/rbm_quantise.cuh"
-#include "ops/rbm/rbm_states.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -105,8 +105,8 @@ __device__ void half_sweep(const HalfSweep& h, const float* beta, float scale, u
           const auto& s = sums[m][tile];
           const unsigned field = static_cast<unsigned>(h.bias[unit + i % 2]) + static_cast<unsigned>(s[0][i]) +
                                  (static_cast<unsigned>(s[1][i]) << 8) + (static_cast<unsigned>(s[2][i]) << 16);
-          const bool on =
-              rbm_accept<ScalarLane>(static_cast<int>(field), scale, beta[i / 2 ? lower : upper], random[i / 2][i % 2]);
+          const bool on = gibbs_accept<ScalarLane>(static_cast<int>(field), scale, beta[i / 2 ? lower : upper],
+                                                   random[i / 2][i % 2]);
           bits[i / 2] |= static_cast<unsigned>(on) << (tile * 8 + 2 * t + i % 2);
         }
       }

@@ -1,11 +1,11 @@
-// Rounds an RBM's weights to fixed point on the GPU (rbm_math.h says how) and splits them into the int8 operands of
+// Rounds an RBM's weights to fixed point on the GPU (gibbs.h says how) and splits them into the int8 operands of
 // tensor cores. Maxima and integer sums only: atomics may come in any order.
 #pragma once
 
+#include "common/gibbs.h"
 #include "common/launch.cuh"
 #include "common/reduce.cuh"
 #include "ops/rbm/rbm.h"
-#include "ops/rbm/rbm_math.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -52,7 +52,9 @@ struct RbmDevice {
     const unsigned long long w = scalars->largest_weight, b = scalars->largest_bias;
     return w > b ? w : b;
   }
-  __device__ RbmBoundScale bound_scale() const { return RbmBoundScale(largest(), size.nv, size.nh); }
+  __device__ FixedPointScale bound_scale() const {
+    return FixedPointScale(largest(), size.nv > size.nh ? size.nv : size.nh);
+  }
 };
 
 __global__ void rbm_clear_kernel(RbmDevice p) {
@@ -93,7 +95,7 @@ __global__ void rbm_bounds_kernel(RbmDevice p) {
   for (int i = 0; i < 64; i += 4) {
     const int64_t row = first + i;
     const bool inside = row < p.size.nv && column < p.size.nh;
-    const int x = inside ? rbm_bound(static_cast<const T*>(p.W)[row * p.size.nh + column], unit) : 0;
+    const int x = inside ? fixed_point_bound(static_cast<const T*>(p.W)[row * p.size.nh + column], unit) : 0;
     column_sum += x;
     const int row_sum = warp_sum(x);
     if (lane_index() == 0 && row < p.size.nv) atomicAdd(&p.row_sums[row], row_sum);
@@ -113,15 +115,15 @@ __global__ void rbm_exponent_kernel(RbmDevice p) {
     }
     return;
   }
-  const RbmBoundScale scale = p.bound_scale();
+  const FixedPointScale scale = p.bound_scale();
   const T unit = scale.template unit<T>();
   int largest = 0;
   for (int64_t i = threadIdx.x; i < p.size.nv; i += blockDim.x) {
-    const int sum = p.row_sums[i] + rbm_bound(a[i], unit);
+    const int sum = p.row_sums[i] + fixed_point_bound(a[i], unit);
     largest = sum > largest ? sum : largest;
   }
   for (int64_t j = threadIdx.x; j < p.size.nh; j += blockDim.x) {
-    const int sum = p.column_sums[j] + rbm_bound(b[j], unit);
+    const int sum = p.column_sums[j] + fixed_point_bound(b[j], unit);
     largest = sum > largest ? sum : largest;
   }
   const int e = scale.fixed_point_exponent(block_max(largest), p.scalars->largest_weight);

@@ -1,10 +1,10 @@
-// Rounds an RBM's weights to fixed point on the CPU (rbm_math.h says how) and lays them out in panels.
+// Rounds an RBM's weights to fixed point on the CPU (gibbs.h says how) and lays them out in panels.
 #pragma once
 
+#include "common/gibbs.h"
+#include "common/gibbs_lanes.h"
 #include "common/parallel.h"
 #include "ops/rbm/rbm.h"
-#include "ops/rbm/rbm_lanes.h"
-#include "ops/rbm/rbm_math.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -57,7 +57,7 @@ inline int rbm_quantise(const RbmGibbs& f, const RbmWorkspace& at) {
   largest = weight > largest ? weight : largest;
   const auto as_double = [](B bits) { return magnitude_bits(static_cast<double>(bit_cast<T>(bits))); };
   if (as_double(largest) >= kInfinityBits) return INT32_MIN;
-  const RbmBoundScale scale(as_double(largest), nv, nh);
+  const FixedPointScale scale(as_double(largest), nv > nh ? nv : nh);
   const T unit = scale.template unit<T>();
 
   // Sums of the bounds: of each panel's rows, and behind them the largest of its columns.
@@ -66,12 +66,12 @@ inline int rbm_quantise(const RbmGibbs& f, const RbmWorkspace& at) {
   parallel_for(at.panels_h, 1, [&](int64_t p, int64_t) {
     const int64_t j0 = p * kRbmPanel, width = nh - j0 < kRbmPanel ? nh - j0 : kRbmPanel;
     int32_t column[kRbmPanel];
-    for (int64_t j = 0; j < width; ++j) column[j] = rbm_bound(b[j0 + j], unit);
+    for (int64_t j = 0; j < width; ++j) column[j] = fixed_point_bound(b[j0 + j], unit);
     for (int64_t i = 0; i < nv; ++i) {
       const T* w = W + i * nh + j0;
       int32_t row = 0;
       for (int64_t j = 0; j < width; ++j) {
-        const int32_t x = rbm_bound(w[j], unit);
+        const int32_t x = fixed_point_bound(w[j], unit);
         column[j] += x;
         row += x;
       }
@@ -84,7 +84,7 @@ inline int rbm_quantise(const RbmGibbs& f, const RbmWorkspace& at) {
   int64_t largest_sum = 0;
   for (int64_t p = 0; p < at.panels_h; ++p) largest_sum = column_max[p] > largest_sum ? column_max[p] : largest_sum;
   for (int64_t i = 0; i < nv; ++i) {
-    int64_t row = rbm_bound(a[i], unit);
+    int64_t row = fixed_point_bound(a[i], unit);
     for (int64_t p = 0; p < at.panels_h; ++p) row += row_sums[p * units_v + i];
     largest_sum = row > largest_sum ? row : largest_sum;
   }

@@ -8,11 +8,11 @@
 // - rows, lanes are output units: the weight rows of the active input units are added, chain by chain.
 #pragma once
 
+#include "common/gibbs.h"
+#include "common/gibbs_lanes.h"
 #include "common/philox.h"
 #include "common/scratch.h"
 #include "ops/rbm/rbm.h"
-#include "ops/rbm/rbm_lanes.h"
-#include "ops/rbm/rbm_math.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
@@ -107,7 +107,7 @@ GF_HD void four_units(const RbmHalfSweep& h, const IntLanes* GF_RESTRICT tables,
     const FloatLanes beta = load_lanes<FloatLanes>(h.beta + (group + g) * kLanes);
     WordLanes bits{};
     for (int u = 0; u < 4; ++u)
-      bits |= (WordLanes)rbm_accept<VectorLane>(field[u][g], h.scale, beta, random.w[u]) & (1u << (shift + u));
+      bits |= (WordLanes)gibbs_accept<VectorLane>(field[u][g], h.scale, beta, random.w[u]) & (1u << (shift + u));
     words[g][half] |= bits;
   }
 }
@@ -164,7 +164,7 @@ GF_HD uint64_t add_rows(const RbmHalfSweep& h, const int32_t* GF_RESTRICT rows, 
     PhiloxWords<WordLanes> random = philox(row_number, lane_numbers() + block, h.step, h.stream, h.seed);
     in_unit_order(random.w);
     for (int k = 0; k < 4; ++k) {
-      const IntLanes on = rbm_accept<VectorLane>(field[r + k], h.scale, beta, random.w[k]);
+      const IntLanes on = gibbs_accept<VectorLane>(field[r + k], h.scale, beta, random.w[k]);
       bits |= static_cast<uint64_t>(lane_bits(on)) << ((r + k) * kLanes);
     }
   }

@@ -1,13 +1,14 @@
-// The definition of the RBM's Gibbs chain, to the last bit. Everything here is float32 addition and multiplication,
+// The definition of a Gibbs chain's draws, to the last bit. Everything here is float32 addition and multiplication,
 // correctly rounded and in a fixed order, and integer arithmetic: every backend draws the same states.
 //
-// Weights. With every magnitude of W, a (visible bias) and b (hidden bias) below 2^E and n the larger layer, the bound
+// Weights. With every magnitude of the weights W and the biases below 2^E and n the most weights that a unit has, the
+// bound
 //   floor(|x| 2^(r - E)) + 1,  r = 30 - ceil(log2(n + 1)),
-// is summed over each row of W with its a and each column with its b; B is the largest sum. Integers and maxima do not
-// depend on the order. k is the largest number with 2^k B + n + 1 <= 2^31 - 1. Of W alone, with every magnitude below
-// 2^F, c = F - 23, or F - 22 where the largest would round to more than 0x7F7F7F (three signed bytes, the tensor cores'
-// operands). Then e = max(E - r - k, c, -100), and the chain uses x_q = round(x 2^-e), half to even: no sum of any
-// subset of a row or column leaves int32.
+// is summed over the weights and the bias of each unit (of an RBM's W: its rows and its columns); B is the largest sum.
+// Integers and maxima do not depend on the order. k is the largest number with 2^k B + n + 1 <= 2^31 - 1. Of W alone,
+// with every magnitude below 2^F, c = F - 23, or F - 22 where the largest would round to more than 0x7F7F7F (three
+// signed bytes, the tensor cores' operands). Then e = max(E - r - k, c, -100), and the chain uses x_q = round(x 2^-e),
+// half to even: no sum of any subset of a row or column leaves int32.
 //
 // Acceptance. z = (float(field) * float(2^min(e, 100))) * beta. The less likely state has probability t / (1 + t),
 // t = exp(-|z|), and is taken where u (1 + t) < t with u = float(word >> 1) 2^-31 + 2^-32.
@@ -25,7 +26,7 @@ inline namespace GF_BACKEND {
 GF_HD float rounded_mul(float a, float b) { return __fmul_rn(a, b); }
 GF_HD float rounded_add(float a, float b) { return __fadd_rn(a, b); }
 #else
-// The files that include this are compiled with -ffp-contract=off.
+// The files that include this are compiled with -ffp-contract=off (UNCONTRACTED_KERNELS in CMakeLists.txt).
 template <class F>
 GF_HD F rounded_mul(F a, F b) {
   return a * b;
@@ -70,7 +71,7 @@ GF_HD typename L::F exp_negative(typename L::F a) {
 
 // The new state of a unit from its integer field: a bool, or a vector of 0 and -1.
 template <class L>
-GF_HD auto rbm_accept(typename L::I field, float scale, typename L::F beta, typename L::U word) {
+GF_HD auto gibbs_accept(typename L::I field, float scale, typename L::F beta, typename L::U word) {
   using F = typename L::F;
   const F zero = L::splat(0.0f), one = L::splat(1.0f);
   const F z = rounded_mul(rounded_mul(L::to_float(field), L::splat(scale)), beta);
@@ -79,8 +80,7 @@ GF_HD auto rbm_accept(typename L::I field, float scale, typename L::F beta, type
   return L::greater(z, zero) != L::greater(t, rounded_mul(u, rounded_add(one, t)));
 }
 
-// --- weights
-// ----------------------------------------------------------------------------------------------------------
+// --- weights in fixed point
 
 // The bits of |x| as an integer: ordered like |x|, with infinity and NaN above all numbers.
 GF_HD uint32_t magnitude_bits(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
@@ -115,14 +115,13 @@ GF_HD int bit_length(int64_t x) {
 }
 
 // The scale of the bounds: they are floor(|x| 2^(r - E)) + 1.
-struct RbmBoundScale {
+struct FixedPointScale {
   int64_t n;
   int exponent, r;  // E and r
 
-  // `largest`: the magnitude bits, as a double, of the largest of W, a and b.
-  GF_HD RbmBoundScale(uint64_t largest, int64_t nv, int64_t nh) {
-    n = nv > nh ? nv : nh;
-    n = n > 1 ? n : 1;
+  // `largest`: the magnitude bits, as a double, of the largest weight or bias; `weights`: n above.
+  GF_HD FixedPointScale(uint64_t largest, int64_t weights) {
+    n = weights > 1 ? weights : 1;
     r = 30 - bit_length(n);
     exponent = static_cast<int>(largest >> 52) - 1022;
     exponent = exponent < -90 ? -90 : exponent;
@@ -145,7 +144,7 @@ struct RbmBoundScale {
 };
 
 template <class T>
-GF_HD int32_t rbm_bound(T x, T unit) {
+GF_HD int32_t fixed_point_bound(T x, T unit) {
   return static_cast<int32_t>((x < 0 ? -x : x) * unit) + 1;
 }
 

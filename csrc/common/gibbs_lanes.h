@@ -1,12 +1,12 @@
-// The SIMD lanes of the RBM's CPU kernels: one register of int32, and what GCC's vector extensions leave out.
+// The SIMD lanes of the Gibbs samplers' CPU kernels: one register of int32, and what GCC's vector extensions leave out.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "common/gibbs.h"
 #include "common/macros.h"
 #include "common/pack.h"
-#include "ops/rbm/rbm_math.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
