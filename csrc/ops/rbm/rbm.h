@@ -48,7 +48,7 @@ struct RbmWorkspace {
   int64_t state_v, state_h, clamp;     // bits: chains times 2 panels_v, 2 panels_h, 2 panels_v words
   int64_t beta;                        // [chains] float
   int64_t bad;                         // [chains]: the chain's states cannot be drawn
-  int64_t bounds;                      // [panels_h, 64 panels_v] and [panels_h]: sums of gibbs.h's bounds
+  int64_t bounds;                      // [panels_h, 64 panels_v] and [64 panels_h]: sums of gibbs.h's bounds
   int64_t scalars;                     // [16]; the last is the status where the call wants none
   int64_t total;
 
@@ -67,7 +67,7 @@ struct RbmWorkspace {
     clamp = take(chains * 2 * panels_v);
     beta = take(chains);
     bad = take(chains);
-    bounds = take(panels_h * (units_v + 1) + units_h);
+    bounds = take(panels_h * units_v + units_h);
     scalars = take(16);
   }
 

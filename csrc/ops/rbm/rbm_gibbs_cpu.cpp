@@ -2,59 +2,14 @@
 #include <cstdint>
 
 #include "common/parallel.h"
-#include "common/states.h"
 #include "ops/rbm/rbm.h"
+#include "ops/rbm/rbm_bits.h"
 #include "ops/rbm/rbm_quantise.h"
 #include "ops/rbm/rbm_sweep.h"
 
 namespace gf {
 inline namespace GF_BACKEND {
 namespace {
-
-// Bits of `count` <= 32 states; `bad` collects what is neither 0 nor 1.
-template <class E>
-GF_HD uint32_t pack_word(const E* x, int64_t count, const StateCode<E>& code, E& bad) {
-  uint32_t bits = 0;
-  const E clear = static_cast<E>(~code.sign);
-  if constexpr (sizeof(E) == 4) {
-    if (count == kRbmWord) {
-      WordLanes wrong{};
-      for (int i = 0; i < kRbmWord; i += kLanes) {
-        const WordLanes value = load_lanes<WordLanes>(x + i);
-        const IntLanes on = value == code.one;
-        bits |= lane_bits(on) << (i % 32);
-        wrong |= (value & clear) & ~(WordLanes)on;
-      }
-      for (int i = 0; i < kLanes; ++i) bad |= wrong[i];
-      return bits;
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const bool on = x[i] == code.one;
-    bits |= static_cast<uint32_t>(on) << i;
-    bad |= on ? E(0) : static_cast<E>(x[i] & clear);
-  }
-  return bits;
-}
-
-template <class E>
-GF_HD void unpack_word(E* x, int64_t count, uint32_t bits, E one) {
-  if constexpr (sizeof(E) == 4) {
-    if (count == kRbmWord) {
-      for (int i = 0; i < kRbmWord; i += kLanes) {
-        const WordLanes bit = ((WordLanes{} + bits) >> (lane_numbers() + static_cast<uint32_t>(i))) & 1u;
-        store_lanes(x + i, -bit & one);
-      }
-      return;
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) x[i] = static_cast<E>(-static_cast<E>((bits >> i) & 1u) & one);
-}
-
-GF_HD int64_t word_width(int64_t units, int64_t word) {
-  const int64_t left = units - word * kRbmWord;
-  return left < 0 ? 0 : left < kRbmWord ? left : kRbmWord;
-}
 
 // States of chains [begin, end) as bits, with their beta and whether they can be drawn at all.
 template <class E>
@@ -115,19 +70,6 @@ void pack_clamp(const RbmGibbs& f, const RbmWorkspace& at) {
   });
 }
 
-// Cuts a half sweep into tasks: blocks of chains, and panels of units where there are few chains.
-void run_sweep(const RbmHalfSweep& h, int64_t groups) {
-  constexpr int64_t kBlockGroups = 1024 / kLanes, kTasks = 8;
-  const int64_t blocks = (groups + kBlockGroups - 1) / kBlockGroups, panels = h.out_words / 2;
-  int64_t cuts = (kTasks + blocks - 1) / blocks;
-  cuts = cuts < panels ? cuts : panels;
-  parallel_for(blocks * cuts, 1, [&](int64_t task, int64_t) {
-    const int64_t block = task / cuts, cut = task % cuts, group = block * kBlockGroups;
-    const int64_t end = group + kBlockGroups < groups ? group + kBlockGroups : groups;
-    sweep(h, group, end, panels * cut / cuts, panels * (cut + 1) / cuts);
-  });
-}
-
 }  // namespace
 
 void rbm_gibbs(const RbmGibbs& f) {
@@ -156,6 +98,8 @@ void rbm_gibbs(const RbmGibbs& f) {
   up.out = state_h;
   up.in_words = 2 * at.panels_v;
   up.out_words = 2 * at.panels_h;
+  up.in_stride = up.in_words * kLanes;
+  up.out_stride = up.out_words * kLanes;
   up.n_out = f.size.nh;
   up.chains = f.size.n;
   up.weights = f.workspace + at.weights_h;
@@ -170,6 +114,8 @@ void rbm_gibbs(const RbmGibbs& f) {
   down.out = state_v;
   down.in_words = up.out_words;
   down.out_words = up.in_words;
+  down.in_stride = up.out_stride;
+  down.out_stride = up.in_stride;
   down.n_out = f.size.nv;
   down.weights = f.workspace + at.weights_v;
   down.bias = f.workspace + at.bias_v;

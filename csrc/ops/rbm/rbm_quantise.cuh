@@ -29,7 +29,10 @@ struct RbmDevice {
   int *row_sums, *column_sums;
   RbmScalars* scalars;
   int* status;
+  int64_t most;                // weights of a unit
+  int64_t chunks_h, chunks_v;  // words of input of a hidden unit, and of a visible one
 
+  RbmDevice() = default;
   RbmDevice(const RbmGibbs& f, const RbmWorkspace& at)
       : size(f.size),
         W(f.W),
@@ -42,7 +45,10 @@ struct RbmDevice {
         row_sums(f.workspace + at.bounds),
         column_sums(row_sums + kRbmPanel * at.panels_v),
         scalars(reinterpret_cast<RbmScalars*>(f.workspace + at.scalars)),
-        status(f.status ? f.status : f.workspace + at.scalars + 15) {}
+        status(f.status ? f.status : f.workspace + at.scalars + 15),
+        most(size.nv > size.nh ? size.nv : size.nh),
+        chunks_h(words_v()),
+        chunks_v(words_h()) {}
 
   GF_HD int64_t words_v() const { return (size.nv + kRbmWord - 1) / kRbmWord; }
   GF_HD int64_t words_h() const { return (size.nh + kRbmWord - 1) / kRbmWord; }
@@ -52,9 +58,7 @@ struct RbmDevice {
     const unsigned long long w = scalars->largest_weight, b = scalars->largest_bias;
     return w > b ? w : b;
   }
-  __device__ FixedPointScale bound_scale() const {
-    return FixedPointScale(largest(), size.nv > size.nh ? size.nv : size.nh);
-  }
+  __device__ FixedPointScale bound_scale() const { return FixedPointScale(largest(), most); }
 };
 
 __global__ void rbm_clear_kernel(RbmDevice p) {
@@ -162,24 +166,38 @@ __global__ void rbm_fragments_kernel(RbmDevice p) {
         q = (q - digit) >> 8;
       }
     }
-    unsigned* to = fragments + index / 256 * kRbmFragment + slot;
+    unsigned* to = fragments + (word * (kHidden ? p.chunks_h : p.chunks_v) + chunk) * kRbmFragment + slot;
     GF_UNROLL
     for (int plane = 0; plane < kRbmPlanes; ++plane) to[plane * 256] = planes[plane];
   }
 }
 
 template <class T>
-inline void launch_quantise(const RbmDevice& p, Stream stream) {
-  const int64_t weights = p.size.nv * p.size.nh;
+inline void launch_magnitude(const RbmDevice& p, Stream stream) {
+  launch("rbm_magnitude", rbm_magnitude_kernel<T>, blocks_for(p.size.nv * p.size.nh, 1024, 512), 256, 0, stream, p);
+}
+
+template <class T>
+inline void launch_bounds(const RbmDevice& p, Stream stream) {
   const unsigned columns = static_cast<unsigned>((p.size.nh + 63) / 64),
                  rows = static_cast<unsigned>((p.size.nv + 63) / 64);
-  launch("rbm_clear", rbm_clear_kernel, blocks_for(p.size.nv + p.size.nh, 256, 64), 256, 0, stream, p);
-  launch("rbm_magnitude", rbm_magnitude_kernel<T>, blocks_for(weights, 1024, 512), 256, 0, stream, p);
   launch("rbm_bounds", rbm_bounds_kernel<T>, dim3(columns, rows), 256, 0, stream, p);
-  launch("rbm_exponent", rbm_exponent_kernel<T>, 1, 512, 0, stream, p);
+}
+
+template <class T>
+inline void launch_fragments(const RbmDevice& p, Stream stream) {
   const unsigned blocks = blocks_for(p.words_v() * p.words_h() * 256, 256, 4096);
   launch("rbm_fragments", rbm_fragments_kernel<T, true>, blocks, 256, 0, stream, p);
   launch("rbm_fragments", rbm_fragments_kernel<T, false>, blocks, 256, 0, stream, p);
+}
+
+template <class T>
+inline void launch_quantise(const RbmDevice& p, Stream stream) {
+  launch("rbm_clear", rbm_clear_kernel, blocks_for(p.size.nv + p.size.nh, 256, 64), 256, 0, stream, p);
+  launch_magnitude<T>(p, stream);
+  launch_bounds<T>(p, stream);
+  launch("rbm_exponent", rbm_exponent_kernel<T>, 1, 512, 0, stream, p);
+  launch_fragments<T>(p, stream);
 }
 
 }  // namespace GF_BACKEND

@@ -10,6 +10,7 @@
 
 #include "common/gibbs.h"
 #include "common/gibbs_lanes.h"
+#include "common/parallel.h"
 #include "common/philox.h"
 #include "common/scratch.h"
 #include "ops/rbm/rbm.h"
@@ -21,13 +22,14 @@ struct RbmHalfSweep {
   const uint32_t* in;  // [groups, in_words, kLanes]
   uint32_t* out;       // [groups, out_words, kLanes]
   int64_t in_words, out_words;
-  int64_t n_out;           // units of the output layer
-  int64_t chains;          // chains that exist
-  const int32_t* weights;  // [2 out_words, 32 in_words, 16]
-  const int32_t* bias;     // [32 out_words]
-  const float* beta;       // [groups, kLanes]
-  const uint32_t* clamp;   // [groups or 1, out_words, kLanes]; null: none
-  int64_t clamp_stride;    // from group to group
+  int64_t in_stride, out_stride;  // from group to group; more words than these where layers share a buffer
+  int64_t n_out;                  // units of the output layer
+  int64_t chains;                 // chains that exist
+  const int32_t* weights;         // [2 out_words, 32 in_words, 16]
+  const int32_t* bias;            // [32 out_words]
+  const float* beta;              // [groups, kLanes]
+  const uint32_t* clamp;          // [groups or 1, out_words, kLanes]; null: none
+  int64_t clamp_stride;           // from group to group
   float scale;
   uint64_t seed;
   uint32_t first_chain, step, stream;
@@ -36,7 +38,7 @@ struct RbmHalfSweep {
   GF_HD void set_word(int64_t group, int64_t word, WordLanes bits) const {
     const int64_t left = n_out - word * kRbmWord;
     if (left < kRbmWord) bits &= left <= 0 ? 0u : (1u << left) - 1u;
-    uint32_t* p = out + (group * out_words + word) * kLanes;
+    uint32_t* p = out + group * out_stride + word * kLanes;
     if (clamp) {
       const WordLanes held = load_lanes<WordLanes>(clamp + group * clamp_stride + word * kLanes);
       bits = (bits & ~held) | (load_lanes<WordLanes>(p) & held);
@@ -82,10 +84,10 @@ GF_HD void four_units(const RbmHalfSweep& h, const IntLanes* GF_RESTRICT tables,
   IntLanes field[4][kGroups];
   for (int u = 0; u < 4; ++u)
     for (int g = 0; g < kGroups; ++g) field[u][g] = IntLanes{} + h.bias[unit + u];
-  const uint32_t* in = h.in + group * h.in_words * kLanes;
+  const uint32_t* in = h.in + group * h.in_stride;
   for (int64_t word = 0; word < h.in_words; ++word) {
     WordLanes code[kGroups];
-    for (int g = 0; g < kGroups; ++g) code[g] = load_lanes<WordLanes>(in + (g * h.in_words + word) * kLanes);
+    for (int g = 0; g < kGroups; ++g) code[g] = load_lanes<WordLanes>(in + g * h.in_stride + word * kLanes);
 #pragma GCC unroll 11
     for (int s = 0; s < kTablesPerWord; ++s) {
 #pragma GCC unroll 4
@@ -184,7 +186,7 @@ inline void sweep_rows(const RbmHalfSweep& h, int64_t group0, int64_t group1, in
     for (int64_t c = 0; c < count; ++c) {
       start[c] = list - lists.get();
       const int64_t chain = begin + c;
-      const uint32_t* words = h.in + chain / kLanes * h.in_words * kLanes + chain % kLanes;
+      const uint32_t* words = h.in + chain / kLanes * h.in_stride + chain % kLanes;
       for (int64_t w = 0; w < h.in_words; ++w)
         for (uint32_t bits = words[w * kLanes]; bits; bits &= bits - 1)
           *list++ = static_cast<uint32_t>(w * kRbmWord + __builtin_ctz(bits));
@@ -212,10 +214,10 @@ inline void sweep_rows(const RbmHalfSweep& h, int64_t group0, int64_t group1, in
 // The share of active units in the groups [group0, group1).
 inline double density(const RbmHalfSweep& h, int64_t group0, int64_t group1) {
   int64_t on = 0;
-  const int64_t count = (group1 - group0) * h.in_words * kLanes;
-  const uint32_t* words = h.in + group0 * h.in_words * kLanes;
-  for (int64_t i = 0; i < count; ++i) on += __builtin_popcount(words[i]);
-  return static_cast<double>(on) / static_cast<double>(count * kRbmWord);
+  const int64_t count = h.in_words * kLanes;
+  for (int64_t group = group0; group < group1; ++group)
+    for (int64_t i = 0; i < count; ++i) on += __builtin_popcount(h.in[group * h.in_stride + i]);
+  return static_cast<double>(on) / static_cast<double>((group1 - group0) * count * kRbmWord);
 }
 
 // Below this density adding rows is faster (measured).
@@ -226,6 +228,19 @@ inline void sweep(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t
   if (density(h, group0, group1) > kRowsDensity) return sweep_tables(h, group0, group1, panel0, panel1);
 #endif
   sweep_rows(h, group0, group1, panel0, panel1);
+}
+
+// Cuts a half sweep into tasks: blocks of chains, and panels of units where there are few chains.
+inline void run_sweep(const RbmHalfSweep& h, int64_t groups) {
+  constexpr int64_t kBlockGroups = 1024 / kLanes, kTasks = 8;
+  const int64_t blocks = (groups + kBlockGroups - 1) / kBlockGroups, panels = h.out_words / 2;
+  int64_t cuts = (kTasks + blocks - 1) / blocks;
+  cuts = cuts < panels ? cuts : panels;
+  parallel_for(blocks * cuts, 1, [&](int64_t task, int64_t) {
+    const int64_t block = task / cuts, cut = task % cuts, group = block * kBlockGroups;
+    const int64_t end = group + kBlockGroups < groups ? group + kBlockGroups : groups;
+    sweep(h, group, end, panels * cut / cuts, panels * (cut + 1) / cuts);
+  });
 }
 
 }  // namespace GF_BACKEND
