@@ -1,5 +1,29 @@
 """Boltzmann machines."""
 
+from genfast.boltzmann.evaluate import (
+    Bracket,
+    LogLikelihood,
+    LogPartition,
+    ais_bracket,
+    ais_log_z,
+    annealing_betas,
+    exact_log_z,
+    log_likelihood,
+    pseudo_log_likelihood,
+    reverse_ais_log_z,
+)
 from genfast.boltzmann.rbm import RBM
 
-__all__ = ["RBM"]
+__all__ = [
+    "RBM",
+    "Bracket",
+    "LogLikelihood",
+    "LogPartition",
+    "ais_bracket",
+    "ais_log_z",
+    "annealing_betas",
+    "exact_log_z",
+    "log_likelihood",
+    "pseudo_log_likelihood",
+    "reverse_ais_log_z",
+]

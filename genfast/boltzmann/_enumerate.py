@@ -66,7 +66,8 @@ def log_partition_rbm(W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
     n_units, device = W.shape[1], W.device
     if n_units > MAX_UNITS:
         raise ValueError(
-            f"log_partition: the smaller layer has {n_units} units, want at most {MAX_UNITS} for exact enumeration"
+            f"log_partition: the smaller layer has {n_units} units, want at most {MAX_UNITS} for exact enumeration; "
+            "genfast.boltzmann.ais_log_z estimates log Z of larger machines"
         )
 
     def chunk(start: int) -> Callable[..., tuple[Tensor]]:

@@ -13,6 +13,7 @@ from genfast._arguments import integer, number, real
 from genfast._finite import check_finite
 from genfast._module import Module
 from genfast._tracing import has_values, is_differentiated
+from genfast.boltzmann._annealing import BinaryPath
 from genfast.boltzmann._contrastive import contrast, contrast_grad_
 from genfast.boltzmann._enumerate import log_partition_rbm
 from genfast.boltzmann._refuse import refuse_gradient
@@ -139,7 +140,7 @@ class RBM(Module):
         the model's expectation. Memory does not grow with the number of states.
 
         Raises:
-            ValueError: the smaller layer has more than 25 units.
+            ValueError: the smaller layer has more than 25 units; `genfast.boltzmann.ais_log_z` estimates log Z then.
         """
         return log_partition_rbm(self.W, self.vbias, self.hbias)
 
@@ -297,6 +298,15 @@ class RBM(Module):
     def reconstruct(self, v: Tensor) -> Tensor:
         """The mean-field reconstruction p(v'=1 | h = p(h=1|v)): probabilities `[..., n_visible]`."""
         return self.visible_probs(self.hidden_probs(v))
+
+    def annealing_path(self, base: Tensor | None = None) -> BinaryPath:
+        """The path of annealed importance sampling from independent visible units to this machine, as it is now.
+
+        Args:
+            base: data `[N, n_visible]`, whose rates the units have at the start; log-odds `[n_visible]`; None for
+                uniform states. See `genfast.boltzmann.ais_log_z`.
+        """
+        return BinaryPath(*self._parameters_now(), base)
 
     # -- training -----------------------------------------------------------------------------------------------------
 

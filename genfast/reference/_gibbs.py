@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["accept", "exp_negative", "fixed_point_exponent", "philox4x32", "uniform_words"]
+__all__ = ["accept", "accept_logit", "exp_negative", "fixed_point_exponent", "philox4x32", "uniform_words"]
 
 _MASK = 0xFFFFFFFF
 
@@ -66,7 +66,11 @@ def exp_negative(a: Tensor) -> Tensor:
 
 def accept(field: Tensor, scale: float, beta: Tensor, words: Tensor) -> Tensor:
     """The new states, bools, of units with exact integer fields and a random word each."""
-    z = (field.float() * scale) * beta
+    return accept_logit((field.float() * scale) * beta, words)
+
+
+def accept_logit(z: Tensor, words: Tensor) -> Tensor:
+    """The new states, bools, of units with float32 logits z and a random word each."""
     u = (words >> 1).float() * 2.0**-31 + 2.0**-32
     t = exp_negative(z.abs())
     drawn: Tensor = (z > 0) ^ (u * (1.0 + t) < t)
