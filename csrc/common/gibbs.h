@@ -69,15 +69,26 @@ GF_HD typename L::F exp_negative(typename L::F a) {
   return rounded_mul(rounded_add(p, L::splat(1.0f)), L::bits_to_float(power));
 }
 
-// The new state of a unit from its integer field: a bool, or a vector of 0 and -1.
+// t = exp(-|z|): the odds of the less likely state.
+template <class L>
+GF_HD typename L::F odds_against(typename L::F z) {
+  return exp_negative<L>(L::greater(L::splat(0.0f), z) ? -z : z);
+}
+
+// The new state of a unit from its logit z and t: a bool, or a vector of 0 and -1.
+template <class L>
+GF_HD auto gibbs_accept_logit(typename L::F z, typename L::F t, typename L::U word) {
+  using F = typename L::F;
+  const F u = rounded_add(rounded_mul(L::to_float((typename L::I)(word >> 1)), L::splat(0x1p-31f)), L::splat(0x1p-32f));
+  return L::greater(z, L::splat(0.0f)) != L::greater(t, rounded_mul(u, rounded_add(L::splat(1.0f), t)));
+}
+
+// The same from its integer field.
 template <class L>
 GF_HD auto gibbs_accept(typename L::I field, float scale, typename L::F beta, typename L::U word) {
   using F = typename L::F;
-  const F zero = L::splat(0.0f), one = L::splat(1.0f);
   const F z = rounded_mul(rounded_mul(L::to_float(field), L::splat(scale)), beta);
-  const F t = exp_negative<L>(L::greater(zero, z) ? -z : z);
-  const F u = rounded_add(rounded_mul(L::to_float((typename L::I)(word >> 1)), L::splat(0x1p-31f)), L::splat(0x1p-32f));
-  return L::greater(z, zero) != L::greater(t, rounded_mul(u, rounded_add(one, t)));
+  return gibbs_accept_logit<L>(z, odds_against<L>(z), word);
 }
 
 // --- weights in fixed point

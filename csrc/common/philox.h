@@ -25,7 +25,9 @@ enum PhiloxStream : uint32_t {
   kStreamIsing = 5,           // units of a coloured graph or lattice
   kStreamTempering = 6,       // swaps between temperatures
   kStreamStart = 7,           // states that chains start from
-  kStreamLayer = 16           // + layer: a deep machine's units, layer 0 the visible one
+  kStreamAisHidden = 8,       // units of an RBM in annealed importance sampling
+  kStreamAisVisible = 9,
+  kStreamLayer = 16  // + layer: a deep machine's units, layer 0 the visible one
 };
 
 // U: uint32_t, or a vector of them.

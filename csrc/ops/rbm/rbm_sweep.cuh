@@ -32,10 +32,10 @@ struct HalfSweep {
   uint32_t stream;
 };
 
-// All units of one layer, given those of the other. A warp draws 32 units of all the block's chains at a time.
-template <int kTiles>
-__device__ void half_sweep(const HalfSweep& h, const float* beta, float scale, uint64_t seed, uint32_t chain0,
-                           uint32_t step) {
+// All units of one layer, given those of the other. A warp draws 32 units of all the block's chains at a time:
+// accept(field, tile, row, unit, word) is the new state of a unit of the block's chain 16 tile + 8 row + lane / 4.
+template <int kTiles, class Accept>
+__device__ void half_sweep(const HalfSweep& h, uint64_t seed, uint32_t chain0, uint32_t step, Accept&& accept) {
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
   for (int word = warp_index(); word < h.out_words; word += kSweepWarps) {
     int sums[kTiles][4][kRbmPlanes][4] = {};
@@ -91,8 +91,7 @@ __device__ void half_sweep(const HalfSweep& h, const float* beta, float scale, u
           const auto& s = sums[m][tile];
           const unsigned field = static_cast<unsigned>(h.bias[unit + i % 2]) + static_cast<unsigned>(s[0][i]) +
                                  (static_cast<unsigned>(s[1][i]) << 8) + (static_cast<unsigned>(s[2][i]) << 16);
-          const bool on = gibbs_accept<ScalarLane>(static_cast<int>(field), scale, beta[i / 2 ? lower : upper],
-                                                   random[i / 2][i % 2]);
+          const bool on = accept(static_cast<int>(field), m, i / 2, unit + i % 2, random[i / 2][i % 2]);
           bits[i / 2] |= static_cast<unsigned>(on) << (tile * 8 + 2 * t + i % 2);
         }
       }
@@ -109,6 +108,15 @@ __device__ void half_sweep(const HalfSweep& h, const float* beta, float scale, u
       }
     }
   }
+}
+
+template <int kTiles>
+__device__ void half_sweep(const HalfSweep& h, const float* beta, float scale, uint64_t seed, uint32_t chain0,
+                           uint32_t step) {
+  const int first = lane_index() / 4;
+  half_sweep<kTiles>(h, seed, chain0, step, [&](int field, int tile, int row, int, uint32_t word) {
+    return gibbs_accept<ScalarLane>(field, scale, beta[16 * tile + 8 * row + first], word);
+  });
 }
 
 template <class E>

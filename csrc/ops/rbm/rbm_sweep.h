@@ -34,6 +34,17 @@ struct RbmHalfSweep {
   uint64_t seed;
   uint32_t first_chain, step, stream;
 
+  // The new states, 0 or -1 a lane, of one unit of a group's chains, or of kLanes units of a chain, the first of which
+  // is `unit`. The functions below take any H that is such a half sweep, so that another may draw otherwise.
+  GF_HD IntLanes accept_chains(IntLanes field, FloatLanes inverse_temperature, WordLanes word, int64_t /* unit */,
+                               int64_t /* group */) const {
+    return gibbs_accept<VectorLane>(field, scale, inverse_temperature, word);
+  }
+  GF_HD IntLanes accept_units(IntLanes field, FloatLanes inverse_temperature, WordLanes word, int64_t /* unit */,
+                              int64_t /* chain */) const {
+    return gibbs_accept<VectorLane>(field, scale, inverse_temperature, word);
+  }
+
   // Stores the new bits of one word, except for units that do not exist or are clamped.
   GF_HD void set_word(int64_t group, int64_t word, WordLanes bits) const {
     const int64_t left = n_out - word * kRbmWord;
@@ -56,7 +67,8 @@ constexpr int kTablesPerWord = (kRbmWord + kTableBits - 1) / kTableBits;
 constexpr int kTileGroups = kVectorBytes == 64 ? 4 : 2;  // groups that share the loads of a table
 
 // Tables of a strip: tables[unit / 4][word][table of the word][unit % 4].
-inline void build_tables(const RbmHalfSweep& h, int64_t strip, IntLanes* GF_RESTRICT tables) {
+template <class H>
+inline void build_tables(const H& h, int64_t strip, IntLanes* GF_RESTRICT tables) {
   const int64_t steps = h.in_words * kTablesPerWord;
   IntLanes takes[kTableBits];
   for (int b = 0; b < kTableBits; ++b) takes[b] = -(IntLanes)((lane_numbers() >> b) & 1u);
@@ -78,8 +90,8 @@ inline void build_tables(const RbmHalfSweep& h, int64_t strip, IntLanes* GF_REST
 }
 
 // Draws four units (one Philox block) of kGroups groups; bits go to place `shift` of words[group][0].
-template <int kGroups>
-GF_HD void four_units(const RbmHalfSweep& h, const IntLanes* GF_RESTRICT tables, int64_t unit, int64_t group,
+template <int kGroups, class H>
+GF_HD void four_units(const H& h, const IntLanes* GF_RESTRICT tables, int64_t unit, int64_t group,
                       WordLanes (*GF_RESTRICT words)[2]) {
   IntLanes field[4][kGroups];
   for (int u = 0; u < 4; ++u)
@@ -109,12 +121,13 @@ GF_HD void four_units(const RbmHalfSweep& h, const IntLanes* GF_RESTRICT tables,
     const FloatLanes beta = load_lanes<FloatLanes>(h.beta + (group + g) * kLanes);
     WordLanes bits{};
     for (int u = 0; u < 4; ++u)
-      bits |= (WordLanes)gibbs_accept<VectorLane>(field[u][g], h.scale, beta, random.w[u]) & (1u << (shift + u));
+      bits |= (WordLanes)h.accept_chains(field[u][g], beta, random.w[u], unit + u, group + g) & (1u << (shift + u));
     words[g][half] |= bits;
   }
 }
 
-inline void sweep_tables(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+template <class H>
+inline void sweep_tables(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
   const int64_t steps = h.in_words * kTablesPerWord;
   Scratch<IntLanes> tables(kRbmStrip * steps);
   Scratch<WordLanes[2]> words(group1 - group0);
@@ -143,9 +156,9 @@ inline void sweep_tables(const RbmHalfSweep& h, int64_t group0, int64_t group1, 
 // -------------------------------------------------------------------------------------------------------------
 
 // Sums and draws kPart units of one chain and returns their bits.
-template <int kPart>
-GF_HD uint64_t add_rows(const RbmHalfSweep& h, const int32_t* GF_RESTRICT rows, const uint32_t* GF_RESTRICT active,
-                        int64_t count, int64_t unit, int64_t chain) {
+template <int kPart, class H>
+GF_HD uint64_t add_rows(const H& h, const int32_t* GF_RESTRICT rows, const uint32_t* GF_RESTRICT active, int64_t count,
+                        int64_t unit, int64_t chain) {
   const int64_t strip = h.in_words * kRbmWord * kRbmStrip;
   constexpr int kRegisters = kPart / kLanes;
   IntLanes field[kRegisters];
@@ -166,14 +179,15 @@ GF_HD uint64_t add_rows(const RbmHalfSweep& h, const int32_t* GF_RESTRICT rows, 
     PhiloxWords<WordLanes> random = philox(row_number, lane_numbers() + block, h.step, h.stream, h.seed);
     in_unit_order(random.w);
     for (int k = 0; k < 4; ++k) {
-      const IntLanes on = gibbs_accept<VectorLane>(field[r + k], h.scale, beta, random.w[k]);
+      const IntLanes on = h.accept_units(field[r + k], beta, random.w[k], unit + (r + k) * kLanes, chain);
       bits |= static_cast<uint64_t>(lane_bits(on)) << ((r + k) * kLanes);
     }
   }
   return bits;
 }
 
-inline void sweep_rows(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+template <class H>
+inline void sweep_rows(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
   constexpr int64_t kChains = 256;  // chains whose lists are kept at once
   constexpr int kPart = kLanes * 8 < 64 ? kLanes * 8 : 64;
   const int64_t units = h.in_words * kRbmWord;
@@ -223,15 +237,18 @@ inline double density(const RbmHalfSweep& h, int64_t group0, int64_t group1) {
 // Below this density adding rows is faster (measured).
 constexpr double kRowsDensity = kVectorBytes == 64 ? 0.11 : kVectorBytes == 32 ? 0.20 : 1.0;
 
-inline void sweep(const RbmHalfSweep& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+template <class H>
+inline void sweep(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
 #if defined(__AVX2__)
   if (density(h, group0, group1) > kRowsDensity) return sweep_tables(h, group0, group1, panel0, panel1);
 #endif
   sweep_rows(h, group0, group1, panel0, panel1);
 }
 
-// Cuts a half sweep into tasks: blocks of chains, and panels of units where there are few chains.
-inline void run_sweep(const RbmHalfSweep& h, int64_t groups) {
+// Cuts a half sweep into tasks: blocks of chains, and panels of units where there are few chains. also(i, n) does part
+// i of n of what else can be done meanwhile.
+template <class H, class Also>
+inline void run_sweep(const H& h, int64_t groups, Also&& also) {
   constexpr int64_t kBlockGroups = 1024 / kLanes, kTasks = 8;
   const int64_t blocks = (groups + kBlockGroups - 1) / kBlockGroups, panels = h.out_words / 2;
   int64_t cuts = (kTasks + blocks - 1) / blocks;
@@ -240,7 +257,12 @@ inline void run_sweep(const RbmHalfSweep& h, int64_t groups) {
     const int64_t block = task / cuts, cut = task % cuts, group = block * kBlockGroups;
     const int64_t end = group + kBlockGroups < groups ? group + kBlockGroups : groups;
     sweep(h, group, end, panels * cut / cuts, panels * (cut + 1) / cuts);
+    also(task, blocks * cuts);
   });
+}
+template <class H>
+inline void run_sweep(const H& h, int64_t groups) {
+  run_sweep(h, groups, [](int64_t, int64_t) {});
 }
 
 }  // namespace GF_BACKEND
