@@ -1,11 +1,14 @@
 // Half a sweep of Gibbs sampling on the CPU: the states of one layer given those of the other.
 //
 // States are bits. A group is kLanes chains, and word w of a group is one register: lane c holds units 32 w ... 32 w +
-// 31 of chain c. There are two ways to sum the weights of the active units, and both give the same integers:
+// 31 of chain c. There are three ways to sum the weights of the active units, and all give the same integers:
 //
-// - tables, lanes are chains: the 2^kTableBits sums of kTableBits input units for one output unit are one register, and
-//   one permutation looks them up for kLanes chains: kTableBits * kLanes products in two instructions.
 // - rows, lanes are output units: the weight rows of the active input units are added, chain by chain.
+// - sums, lanes are output units: the 16 sums of each four input units lie in the first cache, and each chain adds
+// those
+//   that its bits name: 4 * kLanes products in one instruction, for any density.
+// - tables, lanes are chains (AVX-512): these 16 sums for one output unit are one register, and one permutation looks
+//   them up for kLanes chains.
 #pragma once
 
 #include "common/gibbs.h"
@@ -19,8 +22,10 @@ namespace gf {
 inline namespace GF_BACKEND {
 
 struct RbmHalfSweep {
-  const uint32_t* in;  // [groups, in_words, kLanes]
-  uint32_t* out;       // [groups, out_words, kLanes]
+  using Lanes = IntLanes;                    // of weights and fields
+  static constexpr bool kChainLanes = true;  // accept_chains can be used
+  const uint32_t* in;                        // [groups, in_words, kLanes]
+  uint32_t* out;                             // [groups, out_words, kLanes]
   int64_t in_words, out_words;
   int64_t in_stride, out_stride;  // from group to group; more words than these where layers share a buffer
   int64_t n_out;                  // units of the output layer
@@ -61,10 +66,10 @@ struct RbmHalfSweep {
 // --- tables
 // -----------------------------------------------------------------------------------------------------------
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
 
-constexpr int kTablesPerWord = (kRbmWord + kTableBits - 1) / kTableBits;
-constexpr int kTileGroups = kVectorBytes == 64 ? 4 : 2;  // groups that share the loads of a table
+constexpr int kTablesPerWord = kRbmWord / kTableBits;
+constexpr int kTileGroups = 4;  // groups that share the loads of a table
 
 // Tables of a strip: tables[unit / 4][word][table of the word][unit % 4].
 template <class H>
@@ -75,15 +80,13 @@ inline void build_tables(const H& h, int64_t strip, IntLanes* GF_RESTRICT tables
   const int32_t* GF_RESTRICT row = h.weights + strip * h.in_words * kRbmWord * kRbmStrip;
   for (int64_t word = 0; word < h.in_words; ++word) {
     for (int s = 0; s < kTablesPerWord; ++s) {
-      const int left = kRbmWord - s * kTableBits, units = left < kTableBits ? left : kTableBits;
 #pragma GCC unroll 16
       for (int j = 0; j < kRbmStrip; ++j) {
         IntLanes t = takes[0] & row[j];
-        for (int b = 1; b < kTableBits; ++b)
-          if (b < units) t += takes[b] & row[b * kRbmStrip + j];
+        for (int b = 1; b < kTableBits; ++b) t += takes[b] & row[b * kRbmStrip + j];
         tables[(j / 4) * steps * 4 + j % 4] = t;
       }
-      row += units * kRbmStrip;
+      row += kTableBits * kRbmStrip;
       tables += 4;
     }
   }
@@ -152,48 +155,53 @@ inline void sweep_tables(const H& h, int64_t group0, int64_t group1, int64_t pan
 
 #endif
 
-// --- rows
-// -------------------------------------------------------------------------------------------------------------
+// --- lanes are output units
+// --------------------------------------------------------------------------------------------
 
-// Sums and draws kPart units of one chain and returns their bits.
-template <int kPart, class H>
-GF_HD uint64_t add_rows(const H& h, const int32_t* GF_RESTRICT rows, const uint32_t* GF_RESTRICT active, int64_t count,
-                        int64_t unit, int64_t chain) {
-  const int64_t strip = h.in_words * kRbmWord * kRbmStrip;
-  constexpr int kRegisters = kPart / kLanes;
-  IntLanes field[kRegisters];
-  for (int r = 0; r < kRegisters; ++r) field[r] = load_lanes<IntLanes>(h.bias + unit + r * kLanes);
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t* row = rows + static_cast<int64_t>(active[i]) * kRbmStrip;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRegisters; ++r) {
-      const int64_t at = r * kLanes;
-      field[r] += load_lanes<IntLanes>(row + at / kRbmStrip * strip + at % kRbmStrip);
-    }
-  }
+constexpr int kDrawn = 4 * kLanes;  // units that a chain draws at once: a block of random words is four of them
+
+// Draws kDrawn units of one chain from their fields and returns their bits.
+template <class H>
+GF_HD uint64_t draw_units(const H& h, const IntLanes* field, int64_t unit, int64_t chain) {
   const FloatLanes beta = VectorLane::splat(h.beta[chain]);
-  const WordLanes row_number = WordLanes{} + (h.first_chain + static_cast<uint32_t>(chain));
+  const WordLanes number = WordLanes{} + (h.first_chain + static_cast<uint32_t>(chain));
+  PhiloxWords<WordLanes> random =
+      philox(number, lane_numbers() + static_cast<uint32_t>(unit / 4), h.step, h.stream, h.seed);
+  in_unit_order(random.w);
   uint64_t bits = 0;
-  for (int r = 0; r < kRegisters; r += 4) {
-    const uint32_t block = static_cast<uint32_t>((unit + r * kLanes) / 4);
-    PhiloxWords<WordLanes> random = philox(row_number, lane_numbers() + block, h.step, h.stream, h.seed);
-    in_unit_order(random.w);
-    for (int k = 0; k < 4; ++k) {
-      const IntLanes on = h.accept_units(field[r + k], beta, random.w[k], unit + (r + k) * kLanes, chain);
-      bits |= static_cast<uint64_t>(lane_bits(on)) << ((r + k) * kLanes);
-    }
-  }
+  for (int r = 0; r < 4; ++r)
+    bits |= static_cast<uint64_t>(lane_bits(h.accept_units(field[r], beta, random.w[r], unit + r * kLanes, chain)))
+            << (r * kLanes);
   return bits;
 }
 
+// Stores the new bits of a panel of the chains from `begin`, a multiple of kLanes.
+template <class H>
+GF_HD void set_panel(const H& h, int64_t begin, int64_t count, int64_t panel, const uint64_t* bits) {
+  for (int64_t c = 0; c < count; c += kLanes) {
+    WordLanes words[2] = {};
+    for (int lane = 0; lane < kLanes && c + lane < count; ++lane) {
+      words[0][lane] = static_cast<uint32_t>(bits[c + lane]);
+      words[1][lane] = static_cast<uint32_t>(bits[c + lane] >> 32);
+    }
+    for (int i = 0; i < 2; ++i) h.set_word((begin + c) / kLanes, 2 * panel + i, words[i]);
+  }
+}
+
+// Where the lanes of register r of a row of weights lie: strips are `strip` apart.
+GF_HD int64_t in_strips(int64_t r, int64_t strip) { return r * kLanes / kRbmStrip * strip + r * kLanes % kRbmStrip; }
+
 template <class H>
 inline void sweep_rows(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
-  constexpr int64_t kChains = 256;  // chains whose lists are kept at once
-  constexpr int kPart = kLanes * 8 < 64 ? kLanes * 8 : 64;
-  const int64_t units = h.in_words * kRbmWord;
+  using V = typename H::Lanes;
+  constexpr int64_t kChains = 256;                                        // chains whose lists are kept at once
+  constexpr int kPart = 2 * kDrawn < kRbmPanel ? 2 * kDrawn : kRbmPanel;  // output units that are summed at once
+  constexpr int kRegisters = kPart / kLanes;
+  const int64_t units = h.in_words * kRbmWord, strip = units * kRbmStrip;
   const int64_t end = group1 * kLanes < h.chains ? group1 * kLanes : h.chains;
   Scratch<uint32_t> lists((end - group0 * kLanes < kChains ? end - group0 * kLanes : kChains) * units);
   int64_t start[kChains + 1];
+  uint64_t drawn[kChains];
   for (int64_t begin = group0 * kLanes; begin < end; begin += kChains) {
     const int64_t count = end - begin < kChains ? end - begin : kChains;
     uint32_t* list = lists.get();
@@ -207,20 +215,88 @@ inline void sweep_rows(const H& h, int64_t group0, int64_t group1, int64_t panel
     }
     start[count] = list - lists.get();
     for (int64_t panel = panel0; panel < panel1; ++panel) {
-      const int32_t* rows = h.weights + panel * units * kRbmPanel;
-      WordLanes words[2];
       for (int64_t c = 0; c < count; ++c) {
-        uint64_t bits = 0;
-        for (int part = 0; part < kRbmPanel; part += kPart)
-          bits |= add_rows<kPart>(h, rows + part * units, lists.get() + start[c], start[c + 1] - start[c],
-                                  panel * kRbmPanel + part, begin + c)
-                  << part;
-        const int lane = static_cast<int>((begin + c) % kLanes);
-        words[0][lane] = static_cast<uint32_t>(bits);
-        words[1][lane] = static_cast<uint32_t>(bits >> 32);
-        if (lane == kLanes - 1 || c == count - 1)
-          for (int i = 0; i < 2; ++i) h.set_word((begin + c) / kLanes, 2 * panel + i, words[i]);
+        drawn[c] = 0;
+        for (int part = 0; part < kRbmPanel; part += kPart) {
+          const int64_t unit = panel * kRbmPanel + part;
+          const auto* rows = h.weights + unit * units;
+          V field[kRegisters];
+          for (int r = 0; r < kRegisters; ++r) field[r] = load_lanes<V>(h.bias + unit + r * kLanes);
+          for (int64_t i = start[c]; i < start[c + 1]; ++i) {
+            const auto* row = rows + static_cast<int64_t>(lists.get()[i]) * kRbmStrip;
+#pragma GCC unroll 8
+            for (int r = 0; r < kRegisters; ++r) field[r] += load_lanes<V>(row + in_strips(r, strip));
+          }
+          for (int r = 0; r < kRegisters; r += 4)
+            drawn[c] |= draw_units(h, field + r, unit + r * kLanes, begin + c) << (part + r * kLanes);
+        }
       }
+      set_panel(h, begin, count, panel, drawn);
+    }
+  }
+}
+
+// The 16 sums of each four input units of a tile, for kDrawn output units: at most 16 KB.
+constexpr int kTileSums = kVectorBytes == 64 ? 4 : 8, kTileUnits = 4 * kTileSums;
+template <class V>
+struct FourUnits {
+  V sum[16][4];
+};
+
+template <class V, class T>
+GF_HD void build_sums(const T* GF_RESTRICT rows, int64_t strip, FourUnits<V>* GF_RESTRICT tile) {
+  for (int g = 0; g < kTileSums; ++g) {
+    for (int r = 0; r < 4; ++r) {
+      V unit[4];
+      for (int b = 0; b < 4; ++b) unit[b] = load_lanes<V>(rows + (4 * g + b) * kRbmStrip + in_strips(r, strip));
+      tile[g].sum[0][r] = V{};
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b)
+#pragma GCC unroll 8
+        for (int i = 0; i < 1 << b; ++i) tile[g].sum[(1 << b) + i][r] = tile[g].sum[i][r] + unit[b];
+    }
+  }
+}
+
+template <class H>
+inline void sweep_sums(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+  using V = typename H::Lanes;
+  constexpr int64_t kChains = 4096 / kVectorBytes;  // their fields take 16 KB too
+  const int64_t end = group1 * kLanes < h.chains ? group1 * kLanes : h.chains;
+  const int64_t units = h.in_words * kRbmWord, strip = units * kRbmStrip, tiles = units / kTileUnits;
+  Scratch<V[4]> fields(kChains);
+  Scratch<FourUnits<V>> tables(kTileSums);
+  FourUnits<V>* tile = tables.get();
+  uint64_t drawn[kChains];
+  for (int64_t begin = group0 * kLanes; begin < end; begin += kChains) {
+    const int64_t count = end - begin < kChains ? end - begin : kChains;
+    for (int64_t panel = panel0; panel < panel1; ++panel) {
+      for (int64_t c = 0; c < count; ++c) drawn[c] = 0;
+      for (int part = 0; part < kRbmPanel; part += kDrawn) {
+        const int64_t unit = panel * kRbmPanel + part;
+        const auto* rows = h.weights + unit / kRbmStrip * strip + unit % kRbmStrip;
+        V bias[4];
+        for (int r = 0; r < 4; ++r) bias[r] = load_lanes<V>(h.bias + unit + r * kLanes);
+        for (int64_t t = 0; t < tiles; ++t) {
+          build_sums(rows + t * kTileUnits * kRbmStrip, strip, tile);
+          const int64_t word = t * kTileUnits / kRbmWord;
+          const int shift = static_cast<int>(t * kTileUnits % kRbmWord);
+          for (int64_t c = 0; c < count; ++c) {
+            const int64_t chain = begin + c;
+            const uint32_t code = h.in[chain / kLanes * h.in_stride + word * kLanes + chain % kLanes] >> shift;
+            V field[4];
+            for (int r = 0; r < 4; ++r) field[r] = t == 0 ? bias[r] : fields.get()[c][r];
+#pragma GCC unroll 8
+            for (int g = 0; g < kTileSums; ++g)
+              for (int r = 0; r < 4; ++r) field[r] += tile[g].sum[code >> (4 * g) & 15u][r];
+            if (t == tiles - 1)
+              drawn[c] |= draw_units(h, field, unit, chain) << part;
+            else
+              for (int r = 0; r < 4; ++r) fields.get()[c][r] = field[r];
+          }
+        }
+      }
+      set_panel(h, begin, count, panel, drawn);
     }
   }
 }
@@ -234,15 +310,23 @@ inline double density(const RbmHalfSweep& h, int64_t group0, int64_t group1) {
   return static_cast<double>(on) / static_cast<double>((group1 - group0) * count * kRbmWord);
 }
 
-// Below this density adding rows is faster (measured).
-constexpr double kRowsDensity = kVectorBytes == 64 ? 0.11 : kVectorBytes == 32 ? 0.20 : 1.0;
+// Whether adding rows is the fastest way for so many chains with this share of active units (measured): few chains
+// share the work of building sums.
+inline bool few_active(int64_t chains, double density) {
+  int halvings = 0;
+  for (int64_t n = 2048; n > chains && n > 1; n /= 2) ++halvings;
+  return density < 0.14 + 0.015 * halvings;
+}
 
 template <class H>
 inline void sweep(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
-#if defined(__AVX2__)
-  if (density(h, group0, group1) > kRowsDensity) return sweep_tables(h, group0, group1, panel0, panel1);
+  const int64_t chains = (group1 - group0) * kLanes;
+  if (few_active(chains, density(h, group0, group1))) return sweep_rows(h, group0, group1, panel0, panel1);
+#if defined(__AVX512F__)
+  if constexpr (H::kChainLanes)
+    if (chains > 128) return sweep_tables(h, group0, group1, panel0, panel1);
 #endif
-  sweep_rows(h, group0, group1, panel0, panel1);
+  sweep_sums(h, group0, group1, panel0, panel1);
 }
 
 // Cuts a half sweep into tasks: blocks of chains, and panels of units where there are few chains. also(i, n) does part
