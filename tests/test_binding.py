@@ -118,6 +118,13 @@ CALLS = {
         "clamp": torch.zeros(N, D, dtype=torch.bool), "seed": torch.tensor(1), "n_steps": 1, "first_chain": 0,
         "first_step": 0, "out_v": rows(N, D), "out_h": rows(N, HIDDEN), "status": torch.ones(1, dtype=torch.int32),
     },
+    "dbm_gibbs": lambda: {
+        "states": rows(N, D + 2 + 3 + 1).round(), "W0": rows(D, 2), "W1": rows(2, 3), "W2": rows(3, 1), "W3": None,
+        "W4": None, "W5": None, "W6": None, "biases": rows(D + 2 + 3 + 1), "beta": rows(N),
+        "clamp": torch.zeros(N, D + 2 + 3 + 1, dtype=torch.bool), "seed": torch.tensor(1), "n_steps": 1,
+        "first_chain": 0, "first_step": 0, "held": 0, "out": rows(N, D + 2 + 3 + 1),
+        "status": torch.ones(1, dtype=torch.int32),
+    },
     "rbm_free_energy": lambda: {
         "v": rows(N, D), "vbias": rows(D), "fields": rows(N, HIDDEN), "energy": rows(N),
     },
@@ -156,7 +163,8 @@ CALLS |= calls_of_specs()
 # Left out, these are not there, or not wanted.
 OPTIONAL = {
     ("planar_forward", "a"), ("planar_backward", "output"), ("planar_backward", "a"), ("rbm_gibbs", "clamp"),
-    ("rbm_gibbs", "status"), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
+    ("rbm_gibbs", "status"), ("dbm_gibbs", "clamp"), ("dbm_gibbs", "status"),
+    *(("dbm_gibbs", f"W{i}") for i in range(1, 7)), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
     *((f"channel_affine_{d}", p) for d in ("forward", "backward")
       for p in ("sign", "permutation", "log_scale", "shift", "bias")),
     *(("channel_affine_backward", f"grad_{p}") for p in ("lower", "upper", "diag", "log_scale", "shift", "bias")),

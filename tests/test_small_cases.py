@@ -24,7 +24,7 @@ CASES = small_cases()
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    return getattr(ops, name.split(" ", maxsplit=1)[0])
+    return CASES[name].function or getattr(ops, name.split(" ", maxsplit=1)[0])
 
 
 def call(name: str, **arguments: Any) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from genfast.ops.channel_affine import actnorm, actnorm_conv1x1, invertible_conv1x1, lu_linear
 from genfast.ops.coupling import additive_coupling, affine_coupling
+from genfast.ops.dbm import dbm_gibbs
 from genfast.ops.masked_autoregressive import masked_autoregressive_inverse, masked_autoregressive_transform
 from genfast.ops.mixture_cdf import mixture_of_gaussians_cdf, mixture_of_logistics_cdf
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
@@ -17,6 +18,7 @@ __all__ = [
     "additive_coupling",
     "affine_coupling",
     "cubic_spline",
+    "dbm_gibbs",
     "invertible_conv1x1",
     "linear_spline",
     "lu_linear",

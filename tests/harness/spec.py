@@ -28,6 +28,8 @@ class BadInput:
 class Small:
     """A small case: tensors by name of the argument and the options to try; `exact` where backends give the same bits.
 
+    `function` takes them where the public one takes lists of tensors.
+
     Specs make them of `small`; a module of tests/ops has a dict `SMALL` of them for functions without a spec, by the
     function's name and what tells it apart.
     """
@@ -35,6 +37,7 @@ class Small:
     make: Callable[[], dict[str, Tensor]]
     options: Sequence[dict[str, Any]] = ({},)
     exact: bool = False
+    function: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass

@@ -61,7 +61,7 @@ struct RbmDevice {
   __device__ FixedPointScale bound_scale() const { return FixedPointScale(largest(), most); }
 };
 
-__global__ void rbm_clear_kernel(RbmDevice p) {
+inline __global__ void rbm_clear_kernel(RbmDevice p) {
   for (int64_t i = grid_thread(); i < p.size.nv; i += grid_threads()) p.row_sums[i] = 0;
   for (int64_t j = grid_thread(); j < p.size.nh; j += grid_threads()) p.column_sums[j] = 0;
   if (grid_thread() == 0) {
