@@ -1,5 +1,6 @@
 """The ops: differentiable functions on tensors, each backed by one fused kernel."""
 
+from genfast.ops.boltzmann import boltzmann_gibbs
 from genfast.ops.channel_affine import actnorm, actnorm_conv1x1, invertible_conv1x1, lu_linear
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.dbm import dbm_gibbs
@@ -17,6 +18,7 @@ __all__ = [
     "actnorm_conv1x1",
     "additive_coupling",
     "affine_coupling",
+    "boltzmann_gibbs",
     "cubic_spline",
     "dbm_gibbs",
     "invertible_conv1x1",
