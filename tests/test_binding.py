@@ -131,6 +131,16 @@ CALLS = {
         "first_chain": 0, "first_step": 0, "held": 0, "out": rows(N, D + 2 + 3 + 1),
         "status": torch.ones(1, dtype=torch.int32),
     },
+    "tempering_swap": lambda: {
+        "energies": rows(N, D, dtype=torch.float64), "betas": rows(D, dtype=torch.float64),
+        "order": torch.arange(D).repeat(N, 1), "seed": torch.tensor(1), "first_chain": 0, "step": 0,
+        "out_order": torch.zeros(N, D, dtype=torch.int64), "probability": rows(N, D - 1),
+        "status": torch.ones(1, dtype=torch.int32),
+    },
+    "rbm_joint_energy": lambda: {
+        "v": rows(N, D).round(), "h": rows(N, HIDDEN).round(), "W": rows(D, HIDDEN), "vbias": rows(D),
+        "hbias": rows(HIDDEN), "energy": rows(N, dtype=torch.float64), "status": torch.ones(1, dtype=torch.int32),
+    },
     "rbm_free_energy": lambda: {
         "v": rows(N, D), "vbias": rows(D), "fields": rows(N, HIDDEN), "energy": rows(N),
     },
@@ -172,6 +182,8 @@ OPTIONAL = {
     ("boltzmann_gibbs", "clamp"), ("boltzmann_gibbs", "status"),
     ("rbm_gibbs", "status"), ("dbm_gibbs", "clamp"), ("dbm_gibbs", "status"),
     *(("dbm_gibbs", f"W{i}") for i in range(1, 7)), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
+    ("tempering_swap", "betas"), ("tempering_swap", "order"), ("tempering_swap", "status"),
+    ("rbm_joint_energy", "status"),
     *((f"channel_affine_{d}", p) for d in ("forward", "backward")
       for p in ("sign", "permutation", "log_scale", "shift", "bias")),
     *(("channel_affine_backward", f"grad_{p}") for p in ("lower", "upper", "diag", "log_scale", "shift", "bias")),

@@ -13,12 +13,14 @@ from genfast.boltzmann.evaluate import (
     reverse_ais_log_z,
 )
 from genfast.boltzmann.rbm import RBM
+from genfast.boltzmann.tempering import ParallelTempering
 
 __all__ = [
     "RBM",
     "Bracket",
     "LogLikelihood",
     "LogPartition",
+    "ParallelTempering",
     "ais_bracket",
     "ais_log_z",
     "annealing_betas",

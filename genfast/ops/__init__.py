@@ -4,6 +4,7 @@ from genfast.ops.boltzmann import boltzmann_gibbs
 from genfast.ops.channel_affine import actnorm, actnorm_conv1x1, invertible_conv1x1, lu_linear
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.dbm import dbm_gibbs
+from genfast.ops.joint_energy import rbm_joint_energy
 from genfast.ops.masked_autoregressive import masked_autoregressive_inverse, masked_autoregressive_transform
 from genfast.ops.mixture_cdf import mixture_of_gaussians_cdf, mixture_of_logistics_cdf
 from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inverse
@@ -12,6 +13,7 @@ from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 from genfast.ops.rq_spline import rational_quadratic_spline
 from genfast.ops.sylvester import sylvester_flow, sylvester_flow_inverse
+from genfast.ops.tempering import exchange_swap, tempering_swap
 
 __all__ = [
     "actnorm",
@@ -21,6 +23,7 @@ __all__ = [
     "boltzmann_gibbs",
     "cubic_spline",
     "dbm_gibbs",
+    "exchange_swap",
     "invertible_conv1x1",
     "linear_spline",
     "lu_linear",
@@ -37,6 +40,8 @@ __all__ = [
     "rational_quadratic_spline",
     "rbm_free_energy",
     "rbm_gibbs",
+    "rbm_joint_energy",
     "sylvester_flow",
     "sylvester_flow_inverse",
+    "tempering_swap",
 ]
