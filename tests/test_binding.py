@@ -119,6 +119,12 @@ CALLS = {
         "spins": False, "random_order": True, "first_chain": 0, "first_step": 0, "out": rows(N, D),
         "status": torch.ones(1, dtype=torch.int32),
     },
+    "rbm_ais": lambda: {
+        "v": rows(N, D).round(), "W": rows(D, HIDDEN), "vbias": rows(D), "hbias": rows(HIDDEN), "base": rows(D),
+        "slope": torch.arange(D), "betas": rows(K), "next_betas": rows(K), "log_weights": rows(N, dtype=torch.float64),
+        "seed": torch.tensor(1), "slope_unit": 0.5, "first_run": 0, "first_step": 0, "out_v": rows(N, D),
+        "out_log_weights": rows(N, dtype=torch.float64),
+    },
     "rbm_gibbs": lambda: {
         "v": rows(N, D).round(), "W": rows(D, HIDDEN), "vbias": rows(D), "hbias": rows(HIDDEN), "beta": rows(N),
         "clamp": torch.zeros(N, D, dtype=torch.bool), "seed": torch.tensor(1), "n_steps": 1, "first_chain": 0,
@@ -184,6 +190,7 @@ OPTIONAL = {
     *(("dbm_gibbs", f"W{i}") for i in range(1, 7)), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
     ("tempering_swap", "betas"), ("tempering_swap", "order"), ("tempering_swap", "status"),
     ("rbm_joint_energy", "status"),
+    ("rbm_ais", "log_weights"),
     *((f"channel_affine_{d}", p) for d in ("forward", "backward")
       for p in ("sign", "permutation", "log_scale", "shift", "bias")),
     *(("channel_affine_backward", f"grad_{p}") for p in ("lower", "upper", "diag", "log_scale", "shift", "bias")),

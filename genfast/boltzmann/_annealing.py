@@ -11,7 +11,7 @@ from torch.nn import functional
 from genfast import ops
 from genfast._arguments import real
 from genfast.boltzmann._states import binary, probabilities
-from genfast.reference._gibbs import accept_logit, uniform_words
+from genfast.reference import rbm_ais as reference
 
 
 @runtime_checkable
@@ -89,9 +89,6 @@ def base_log_odds(base: Tensor | None, like: Tensor, n_visible: int) -> Tensor:
     return torch.logit(rows.mean(0).clamp(margin, 1 - margin)).to(like)
 
 
-_START_STREAM = 7  # kStreamStart of philox.h
-
-
 class BinaryPath:
     """The path of Salakhutdinov & Murray (2008) to an RBM with binary units, from independent visible units.
 
@@ -106,11 +103,8 @@ class BinaryPath:
 
     def start(self, n_runs: int, *, seed: int, first_run: int) -> Tensor:
         """Visible states `[n_runs, n_visible]` of independent units."""
-        device = self.W.device
-        key = torch.tensor(seed, dtype=torch.int64, device=device)
-        runs = torch.arange(n_runs, device=device) + first_run
-        words = uniform_words(key, runs, self.W.shape[0], 0, _START_STREAM)
-        return accept_logit(self.base.float().expand(n_runs, -1), words).to(self.W.dtype)
+        key = torch.tensor(seed, dtype=torch.int64, device=self.W.device)
+        return reference.start(self.base, n_runs, seed=key, first_run=first_run).to(self.W.dtype)
 
     def from_samples(self, v: Tensor, *, seed: int, first_run: int) -> Tensor:  # noqa: ARG002
         """The samples themselves."""
@@ -130,3 +124,13 @@ class BinaryPath:
         return ops.rbm_gibbs(
             state, beta * self.W, vbias, beta * self.hbias, seed=seed, first_chain=first_run, first_step=step
         )[0]
+
+    def advance(
+        self, state: Tensor, log_weights: Tensor | None, betas: Sequence[float], *, seed: int, first_run: int,
+        first_step: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Weights and states at the end of a part of the ladder, in one fused call."""
+        return ops.rbm_ais(
+            self.W, self.vbias, self.hbias, self.base, betas, v=state, log_weights=log_weights, seed=seed,
+            first_run=first_run, first_step=first_step,
+        )  # fmt: skip

@@ -455,7 +455,7 @@ def _follow(path: Any, state: Any, ladder: Tensor, seed: int, first_run: int, pr
     segment = _SEGMENT if progress is not None else steps
     for i in range(0, steps, segment):
         part = betas[i : i + segment + 1]
-        log_weights, state = advance(path, state, log_weights, part, seed=seed, first_run=first_run, step=i + 1)
+        log_weights, state = advance(path, state, log_weights, part, seed=seed, first_run=first_run, step=i)
         if progress is not None:
             progress(i + len(part) - 1, steps)
     assert log_weights is not None  # noqa: S101  (a ladder has steps)

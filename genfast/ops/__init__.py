@@ -11,6 +11,7 @@ from genfast.ops.planar import planar_constrain_u, planar_flow, planar_flow_inve
 from genfast.ops.poly_spline import cubic_spline, linear_spline, quadratic_spline
 from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
+from genfast.ops.rbm_ais import rbm_ais
 from genfast.ops.rq_spline import rational_quadratic_spline
 from genfast.ops.sylvester import sylvester_flow, sylvester_flow_inverse
 from genfast.ops.tempering import exchange_swap, tempering_swap
@@ -38,6 +39,7 @@ __all__ = [
     "radial_flow",
     "radial_flow_inverse",
     "rational_quadratic_spline",
+    "rbm_ais",
     "rbm_free_energy",
     "rbm_gibbs",
     "rbm_joint_energy",

@@ -167,7 +167,7 @@ def test_seeds_splits_threads_and_progress():
     path = rbm.annealing_path()
     parts = [
         advance(
-            path, path.start(n, seed=7, first_run=k), None, betas, seed=7, first_run=k, step=1
+            path, path.start(n, seed=7, first_run=k), None, betas, seed=7, first_run=k, step=0
         )[0] for k, n in ((0, 5), (5, 20), (25, 12))
     ]  # fmt: skip
     assert torch.equal(torch.cat(parts), want)
