@@ -1,5 +1,6 @@
 """Boltzmann machines."""
 
+from genfast.boltzmann import units
 from genfast.boltzmann.evaluate import (
     Bracket,
     LogLikelihood,
@@ -28,4 +29,5 @@ __all__ = [
     "log_likelihood",
     "pseudo_log_likelihood",
     "reverse_ais_log_z",
+    "units",
 ]

@@ -1,25 +1,78 @@
-"""The loss of contrastive divergence with its gradient computed at once."""
+"""Free energies, and the loss of contrastive divergence with its gradient computed at once, for layers of any kind."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from genfast import ops
+from genfast.boltzmann._bits import Parameters, hidden_as_bits
+from genfast.boltzmann.units import Binary, Layer
 from genfast.ops.rbm import parameter_gradients, rbm_contrast, state_product
+
+Wrap = Callable[[Tensor], Tensor]
+
+
+def product(x: Tensor, W: Tensor, bias: Tensor) -> Tensor:
+    """bias + x W, in full precision under autocast too."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return functional.linear(x, W.T, bias)
+    with torch.autocast(kind, enabled=False):
+        return functional.linear(x, W.T, bias)
+
+
+def free_energy(
+    v: Tensor, parameters: Parameters, visible: Layer, hidden: Layer, *, wrap: Wrap | None = None
+) -> Tensor:
+    """F(v) = E_0(v) - a.v - A_h(b + v W) of v `[..., n_visible]`; the layers' own parameters go through `wrap`."""
+    W, vbias, hbias = parameters
+    if hidden.bits is not None:
+        machine, constant = hidden_as_bits(W, vbias, hbias, hidden.bits)
+        free = ops.rbm_free_energy(v, *machine)
+        free = free if constant is None else free + constant
+    else:
+        free = -(v @ vbias) - _call(hidden, product(v, W, hbias), "log_normaliser", wrap)
+    return free if visible.n_states is not None else free + _call(visible, v, "energy", wrap)
+
+
+def _call(layer: Layer, x: Tensor, method: str, wrap: Wrap | None) -> Tensor:
+    if wrap is None:
+        return layer(x, method)
+    own = {name: wrap(p) for name, p in layer.named_parameters()}
+    out: Tensor = torch.func.functional_call(layer, own, (x, method))
+    return out
 
 
 @torch.no_grad()
-def contrast_grad_(v: Tensor, weights: Tensor, W: Tensor, hbias: Tensor, grads: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Write the gradients of `contrast` in W, vbias and hbias over the contents of `grads`."""
-    p = state_product(v, W, init=hbias).sigmoid_()
-    parameter_gradients(v, p, weights, grads)
+def contrast_grad_(
+    v: Tensor, weights: Tensor, W: Tensor, hbias: Tensor, grads: Sequence[Tensor], visible: Layer, hidden: Layer
+) -> None:
+    """Write the gradients of `contrast` in W, vbias, hbias and the layers' own parameters over those of `grads`.
+
+    With F = E_0(v) - a.v - A(b + v W) the first three are of the means of h, for A' is the mean.
+    """
+    inputs = state_product(v, W, init=hbias)
+    p = inputs.sigmoid_() if type(hidden) is Binary else hidden.mean(inputs)
+    parameter_gradients(v, p, weights, (grads[0], grads[1], grads[2]))
+    for layer, x, method, sign in ((visible, v, "energy", 1), (hidden, inputs, "log_normaliser", -1)):
+        own = [q for q in layer.parameters() if q.requires_grad]
+        if own:
+            with torch.enable_grad():
+                value = torch.dot(weights, layer(x, method))
+            for q, grad in zip(own, torch.autograd.grad(value, own), strict=True):
+                next(g for g in grads if g is q.grad).copy_(grad if sign > 0 else -grad)
 
 
-def contrast(v: Tensor, weights: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
-    """The sum of weights times F(v) for v `[N, n_visible]` and weights `[N]`, differentiable in W, vbias and hbias.
+def contrast(v: Tensor, weights: Tensor, parameters: Parameters, visible: Layer, hidden: Layer) -> Tensor:
+    """The sum of weights times F(v) for v `[N, n_visible]` and weights `[N]` of sum 0, differentiable.
 
     Where a gradient may be wanted, it is computed together with the value.
     """
-    same = v.dtype == W.dtype == vbias.dtype == hbias.dtype and v.dtype in (torch.float32, torch.float64)
-    if same and torch.is_grad_enabled():
-        return rbm_contrast(v, weights, W, vbias, hbias)
-    return (ops.rbm_free_energy(v, W, vbias, hbias) * weights).sum()
+    same = all(t.dtype == v.dtype for t in parameters) and v.dtype in (torch.float32, torch.float64)
+    if hidden.bits is None or not (same and torch.is_grad_enabled()):
+        return (free_energy(v, parameters, visible, hidden) * weights).sum()
+    machine, _ = hidden_as_bits(*parameters, hidden.bits)  # a constant has weight 0
+    loss = rbm_contrast(v, weights, *machine)
+    return loss if visible.n_states is not None else loss + (visible.energy(v) * weights).sum()

@@ -1,12 +1,16 @@
 """Exact sums over all states of a small machine."""
 
+import math
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import functional
+
+from genfast._tracing import has_values
+from genfast.boltzmann.units import Gaussian, Layer
 
 MAX_UNITS = 25
 _CHUNK = 1 << 12
@@ -54,29 +58,55 @@ def _recomputed(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -
     return found
 
 
-def log_partition_rbm(W: Tensor, vbias: Tensor, hbias: Tensor) -> Tensor:
-    """The log of sum_{v, h} exp(a.v + b.h + v'W h), summing out the larger layer in closed form; float64.
+def log_partition_rbm(W: Tensor, vbias: Tensor, hbias: Tensor, visible: Layer, hidden: Layer) -> Tensor:
+    """The log of the sum (or integral) over v and h of exp(a.v + b.h + v'W h - E_0(v) - E_0(h)); float64.
 
-    Differentiable to any order: the gradient is the model's expectation, by the same enumeration. States are taken in
-    chunks, and a chunk keeps nothing for the backward, but in forward mode and in torch.compile.
+    The discrete layer with fewer states is enumerated, the other one summed out in closed form. Differentiable to any
+    order: the gradient is the model's expectation, by the same enumeration. States are taken in chunks, and a chunk
+    keeps nothing for the backward, but in forward mode and in torch.compile. Two Gaussian layers are one Gaussian.
     """
     W, vbias, hbias = W.double(), vbias.double(), hbias.double()
-    if W.shape[0] < W.shape[1]:
-        W, vbias, hbias = W.T, hbias, vbias
-    n_units, device = W.shape[1], W.device
-    if n_units > MAX_UNITS:
+    if isinstance(visible, Gaussian) and isinstance(hidden, Gaussian):
+        return _log_partition_gaussian(W, vbias, hbias, visible.log_precision, hidden.log_precision)
+    if (visible.n_states or math.inf) < (hidden.n_states or math.inf):
+        W, vbias, hbias, visible, hidden = W.T, hbias, vbias, hidden, visible
+    n_states, device = hidden.n_states, W.device
+    if n_states is None:
+        kinds = f"{type(visible).__name__} and {type(hidden).__name__}"
+        raise ValueError(f"log_partition: neither of the layers, {kinds}, is discrete, so none can be enumerated")
+    if n_states > 1 << MAX_UNITS:
+        exact = f"{hidden.n} units" if n_states == 1 << hidden.n else f"{hidden.n} units ({n_states:.2g} states)"
         raise ValueError(
-            f"log_partition: the smaller layer has {n_units} units, want at most {MAX_UNITS} for exact enumeration; "
-            "genfast.boltzmann.ais_log_z estimates log Z of larger machines"
+            f"log_partition: the smaller layer has {exact}, want at most {MAX_UNITS} for exact enumeration"
+            f"{'' if n_states == 1 << hidden.n else f' (2^{MAX_UNITS} states)'}; estimate it by annealed importance "
+            "sampling instead: genfast.boltzmann.ais_log_z"
         )
+    names, others = zip(*visible.named_parameters(), strict=True) if list(visible.parameters()) else ((), ())
 
     def chunk(start: int) -> Callable[..., tuple[Tensor]]:
-        def log_sum(W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor]:
-            h = all_states(n_units, start, min(start + _CHUNK, 1 << n_units), device=device)
-            # -logsigmoid(-x) is softplus without torch's linear cut-off
-            return (torch.logsumexp(h @ hbias - functional.logsigmoid(-torch.addmm(vbias, h, W.T)).sum(1), 0),)
+        def log_sum(W: Tensor, vbias: Tensor, hbias: Tensor, *others: Tensor) -> tuple[Tensor]:
+            h = hidden.states(torch.arange(start, min(start + _CHUNK, n_states), device=device))
+            inputs, own = torch.addmm(vbias, h, W.T), dict(zip(names, others, strict=True))
+            log_normaliser = torch.func.functional_call(visible, own, (inputs,)) if own else visible(inputs)
+            return (torch.logsumexp(h @ hbias + log_normaliser, 0),)
 
         return log_sum
 
-    sums = [s for start in range(0, 1 << n_units, _CHUNK) for s in _recomputed(chunk(start), W, vbias, hbias)]
+    starts, others = range(0, n_states, _CHUNK), tuple(p.double() for p in others)
+    sums = [s for start in starts for s in _recomputed(chunk(start), W, vbias, hbias, *others)]
     return sums[0] if len(sums) == 1 else torch.logsumexp(torch.stack(sums), 0)
+
+
+def _log_partition_gaussian(W: Tensor, vbias: Tensor, hbias: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+    """That of two Gaussian layers of these log-precisions: of one normal of the precision [[V, -W], [-W', H]]."""
+    bias = torch.cat([vbias, hbias])
+    precision = torch.cat([visible, hidden]).double().exp().diag()
+    n = W.shape[0]
+    coupled = torch.cat([torch.cat([torch.zeros_like(precision[:n, :n]), W], 1), torch.zeros_like(precision[n:])])
+    factor, info = torch.linalg.cholesky_ex(precision - coupled - coupled.T)
+    if has_values(info) and int(info):
+        raise ValueError(
+            "log_partition: the weights are too large for the layers' precisions, so that exp(-E) has no finite integral"
+        )
+    half = torch.linalg.solve_triangular(factor, bias[:, None], upper=False)
+    return 0.5 * (half * half).sum() - factor.diagonal().log().sum() + 0.5 * len(bias) * math.log(2 * math.pi)

@@ -1,59 +1,70 @@
-"""The restricted Boltzmann machine with binary units."""
+"""The restricted Boltzmann machine: two layers of units of any kinds."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genfast import ops
 from genfast._arguments import integer, number, real
-from genfast._finite import check_finite
-from genfast._module import Module
-from genfast._tracing import has_values, is_differentiated
-from genfast.boltzmann._annealing import BinaryPath
-from genfast.boltzmann._contrastive import contrast, contrast_grad_
+from genfast._module import reset
+from genfast._tracing import is_differentiated
+from genfast.boltzmann._annealing import AnnealingPath, BinaryPath
+from genfast.boltzmann._bits import Parameters
+from genfast.boltzmann._chains import alternate, independent
+from genfast.boltzmann._contrastive import free_energy, product
 from genfast.boltzmann._enumerate import log_partition_rbm
+from genfast.boltzmann._gauge import zero_sum
+from genfast.boltzmann._layered_path import LayeredPath
+from genfast.boltzmann._pseudo import pseudo_likelihood
 from genfast.boltzmann._refuse import refuse_gradient
-from genfast.boltzmann._states import binary, drawn, probabilities
+from genfast.boltzmann._training import Trained
+from genfast.boltzmann.units import Binary, Layer
 
 
-class RBM(Module):
-    r"""A restricted Boltzmann machine with binary (0/1) visible and hidden units.
+class RBM(Trained):
+    r"""A restricted Boltzmann machine: a pair of layers `visible` and `hidden`, by default of 0/1 units.
 
     .. math::
-        E(v, h) = -a \cdot v - b \cdot h - v^T W h, \qquad p(v, h) = e^{-E(v, h)} / Z
+        E(v, h) = E_v(v) + E_h(h) - a \cdot v - b \cdot h - v^T W h, \qquad p(v, h) = e^{-E(v, h)} / Z
 
-    with `W [n_visible, n_hidden]`, `vbias` (a) and `hbias` (b). Then p(h=1|v) = sigmoid(b + v W) and
-    p(v=1|h) = sigmoid(a + W h); the free energy is F(v) = -a.v - sum_j softplus(b + v W)_j, with p(v) = e^-F(v) / Z.
+    with `W [n_visible, n_hidden]`, `vbias` (a) and `hbias` (b). :math:`E_v` and :math:`E_h` are the layers' own: 0 for
+    discrete units, so that for 0/1 units p(h=1|v) = sigmoid(b + v W) and p(v=1|h) = sigmoid(a + W h). The free energy is
+    F(v) = E_v(v) - a.v - A_h(b + v W), with p(v) = e^-F(v) / Z and A_h the hidden layer's `log_normaliser`: the sum of
+    softplus for 0/1 units. See `genfast.boltzmann.units` for the kinds: `Binary`, `Spin` (-1 and 1), `Softmax`,
+    `Gaussian`, `ReLU`, `DoubleReLU`, and `Partitioned` for several beside each other.
 
     Training minimises `cd_loss` (contrastive divergence) or `pcd_loss` (persistent chains) with any torch optimiser.
     The persistent chains are the buffer `chains`: saved in the state dict and resumed from it.
 
-    **Data.** Units are 0 or 1, in any dtype, bool and integers too. Where a formula is an expectation over independent
-    units, numbers in [0, 1] are taken as their probabilities (grey pixels, hidden activations; "mean field"): in
-    `energy`, `free_energy`, the conditionals, `reconstruct`, `init_vbias`, and as the data of all losses, whose
-    positive statistics they enter as they are, while the chains of CD start at states drawn from them. `log_prob`,
-    `pseudo_likelihood`, `gibbs` and `sample` speak of states, and take 0 and 1 alone. Anything else, such as pixels of
-    0 ... 255 or NaN, is refused on the CPU; where looking would wait (on a GPU) or cannot be done (inside
-    `torch.compile`, `vmap`), it counts as NaN, and so do the results.
+    **Data.** 0/1 units are 0 or 1, in any dtype, bool and integers too. Where a formula is an expectation over
+    independent units, numbers in [0, 1] are taken as their probabilities (grey pixels, hidden activations; "mean
+    field"): in `energy`, `free_energy`, the conditionals, `reconstruct`, `init_from_data`, and as the data of all
+    losses, whose positive statistics they enter as they are, while the chains of CD start at states drawn from them.
+    `log_prob`, `pseudo_likelihood`, `gibbs` and `sample` speak of states, and take 0 and 1 alone. In the same way spins
+    take means in [-1, 1] and softmax units probabilities of their classes. Anything else, such as pixels of 0 ... 255
+    or NaN, is refused on the CPU; where looking would wait (on a GPU) or cannot be done (inside `torch.compile`,
+    `vmap`), it counts as NaN, and so do the results.
+
+    **Chains.** For units of two values (0/1 and spins, which are 0/1 by an exact change of variables) they run in one
+    fused call, and are the same bits for a seed on every device and for any split of the batch (`genfast.ops.rbm_gibbs`).
+    Other kinds are drawn by torch: the same seed gives the same chains for the same call on one kind of device.
 
     For users of scikit-learn's `BernoulliRBM`: `components_` is `W.T`, `intercept_visible_` is `vbias`,
     `intercept_hidden_` is `hbias`; `transform(v)` is `hidden_probs(v)`; `gibbs(v)` is `gibbs(v)[0]`;
     `score_samples(v)` is `pseudo_likelihood(v)`; `fit` is PCD-1 with `batch_size` chains and no shuffling.
 
     Args:
-        n_visible: number of visible units.
-        n_hidden: number of hidden units.
+        n_visible: number of visible 0/1 units, or the visible layer.
+        n_hidden: number of hidden 0/1 units, or the hidden layer.
         init_std: standard deviation of the normal that W starts from (biases start at 0).
         generator: draws the initial W; the default generator otherwise.
         device: of the parameters.
         dtype: of the parameters.
 
     Raises:
-        ValueError: a size is not a positive integer, or init_std is negative.
+        ValueError: a size is not a positive integer, init_std is negative, or both layers are one object.
 
     Source:
         Smolensky 1986; Hinton 2002, "Training products of experts by minimizing contrastive divergence";
@@ -67,14 +78,14 @@ class RBM(Module):
         >>> optimizer.step()
         >>> rbm.sample(4, n_steps=100).shape
         torch.Size([4, 64])
+        >>> RBM(units.Gaussian(64), units.ReLU(100)).sample(4, n_steps=100).shape
+        torch.Size([4, 64])
     """
-
-    chains: Tensor
 
     def __init__(
         self,
-        n_visible: int,
-        n_hidden: int,
+        n_visible: int | Layer,
+        n_hidden: int | Layer,
         *,
         init_std: float = 0.01,
         generator: torch.Generator | None = None,
@@ -83,22 +94,32 @@ class RBM(Module):
     ) -> None:
         super().__init__()
         self.init_std = number("init_std", init_std, 0, math.inf)
-        self.n_visible = integer("n_visible", n_visible)
-        self.n_hidden = integer("n_hidden", n_hidden)
-        self.W = nn.Parameter(torch.empty(n_visible, n_hidden, device=device, dtype=dtype))
-        self.vbias = nn.Parameter(torch.empty(n_visible, device=device, dtype=dtype))
-        self.hbias = nn.Parameter(torch.empty(n_hidden, device=device, dtype=dtype))
-        self.register_buffer("chains", torch.empty(0, n_visible, device=device, dtype=dtype))
+        visible, hidden = _layer("n_visible", n_visible), _layer("n_hidden", n_hidden)
+        if visible is hidden:
+            raise ValueError("n_visible, n_hidden: got one layer for both, want two")
+        self.n_visible, self.n_hidden = visible.size, hidden.size
+        self._new_parameters(device, dtype)
+        self.visible, self.hidden = visible.to(self.W), hidden.to(self.W)
+        self.register_buffer("chains", self.W.new_empty(0, self.n_visible))
         #: Whether the losses check themselves and the parameters (a synchronisation on CUDA; turn it off inside
         #: CUDA graphs and call `check_finite` now and then). Inside torch.compile nothing is checked.
         self.nonfinite_check = True
-        self._n_losses = 0
-        self._weights: tuple[Any, Tensor] | None = None
-        self.reset_parameters(generator=generator)
+        self._reset(generator)
+
+    def _new_parameters(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        n, m = self.n_visible, self.n_hidden
+        for name, shape in (("W", (n, m)), ("vbias", (n,)), ("hbias", (m,))):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
 
     @torch.no_grad()
     def reset_parameters(self, *, generator: torch.Generator | None = None) -> None:
-        """Draw the initial W again, set the biases to 0 and forget the persistent chains."""
+        """Draw the initial W again, set biases and the layers' own parameters to 0 and forget the persistent chains."""
+        for layer in (self.visible, self.hidden):
+            reset(layer)
+        self._reset(generator)
+
+    @torch.no_grad()
+    def _reset(self, generator: torch.Generator | None) -> None:
         nn.init.normal_(self.W, 0.0, self.init_std, generator=generator)
         nn.init.zeros_(self.vbias)
         nn.init.zeros_(self.hbias)
@@ -111,38 +132,44 @@ class RBM(Module):
     # -- energies -----------------------------------------------------------------------------------------------------
 
     def energy(self, v: Tensor, h: Tensor) -> Tensor:
-        """E(v, h) = -a.v - b.h - v'W h of v `[..., n_visible]` and h `[..., n_hidden]`; returns `[...]`.
+        """E(v, h) = E_v(v) + E_h(h) - a.v - b.h - v'W h of v `[..., n_visible]` and h `[..., n_hidden]`: `[...]`.
 
         Raises:
-            ValueError: a last dimension does not fit, or values are not in [0, 1].
+            ValueError: a last dimension does not fit, or values are not those of the units.
         """
         v, h = self._visible(v), self._hidden(h)
-        return -(v @ self.vbias) - h @ self.hbias - ((v @ self.W) * h).sum(-1)
+        linear = -(v @ self.vbias) - h @ self.hbias - ((v @ self.W) * h).sum(-1)
+        return linear + sum(
+            layer.energy(x) for layer, x in ((self.visible, v), (self.hidden, h)) if layer.n_states is None
+        )
 
     def free_energy(self, v: Tensor) -> Tensor:
-        """F(v) = -a.v - sum_j softplus(b + v W)_j = -log sum_h exp(-E(v, h)), differentiable.
+        """F(v) = E_v(v) - a.v - A_h(b + v W) = -log of the sum over h of exp(-E(v, h)), differentiable.
+
+        For 0/1 hidden units A_h(u) = sum_j softplus(u_j).
 
         Args:
-            v: `[..., n_visible]`, 0/1 or probabilities in between.
+            v: `[..., n_visible]`, states of the visible units, or means of such (0/1 units: probabilities).
 
         Returns:
             `[...]`.
 
         Raises:
-            ValueError: the last dimension of v is not n_visible, or values are not in [0, 1].
+            ValueError: the last dimension of v is not n_visible, or values are not those of the units.
         """
-        return ops.rbm_free_energy(self._visible(v), self.W, self.vbias, self.hbias)
+        return free_energy(self._visible(v), self._parameters_now(), self.visible, self.hidden)
 
     def log_partition(self) -> Tensor:
-        """The exact log Z, by enumeration of the smaller layer, in float64; differentiable to any order.
+        """The exact log Z, by enumeration of the smaller discrete layer, in float64; differentiable to any order.
 
-        The work is 2^min(n_visible, n_hidden) times the larger layer, and twice that again for the gradient, which is
-        the model's expectation. Memory does not grow with the number of states.
+        For 0/1 units the work is 2^min(n_visible, n_hidden) times the larger layer, and twice that again for the
+        gradient, which is the model's expectation. Memory does not grow with the number of states.
 
         Raises:
-            ValueError: the smaller layer has more than 25 units; `genfast.boltzmann.ais_log_z` estimates log Z then.
+            ValueError: the layer has more than 25 units (2^25 states), or none is discrete and not both are Gaussian;
+                `genfast.boltzmann.ais_log_z` estimates log Z then.
         """
-        return log_partition_rbm(self.W, self.vbias, self.hbias)
+        return log_partition_rbm(*self._parameters_now(), self.visible, self.hidden)
 
     def log_prob(self, v: Tensor, *, log_partition: Tensor | float | None = None) -> Tensor:
         """The log-likelihood log p(v) = -F(v) - log Z of v `[..., n_visible]`; returns `[...]`.
@@ -152,76 +179,80 @@ class RBM(Module):
         raises. A tensor that requires a gradient brings that of log Z along.
 
         Args:
-            v: visible states, 0 or 1.
+            v: visible states.
             log_partition: log Z where it is known; computed exactly otherwise (see `log_partition`).
 
         Raises:
-            ValueError: the last dimension of v is not n_visible, v holds anything but 0 and 1, or log Z is asked of a
-                machine with more than 25 units in the smaller layer.
+            ValueError: the last dimension of v is not n_visible, v holds other values than states (0 and 1), or log Z
+                is asked of a machine too large for it.
         """
-        v = binary("v", v, self.n_visible, self.W.dtype)
-        W, vbias, hbias = self._parameters_now()
+        v, parameters, wrap = self._states(v), self._parameters_now(), None
         if log_partition is None:
             log_partition = self.log_partition()
         elif _is_constant(log_partition):
-            W, vbias, hbias = (refuse_gradient(x, _CONSTANT_LOG_Z) for x in (W, vbias, hbias))
-        free = ops.rbm_free_energy(v, W, vbias, hbias)
+            wrap = _without_gradient
+            W, vbias, hbias = parameters
+            parameters = wrap(W), wrap(vbias), wrap(hbias)
+        free = free_energy(v, parameters, self.visible, self.hidden, wrap=wrap)
         return -free - (log_partition.to(free.dtype) if isinstance(log_partition, Tensor) else log_partition)
 
     @torch.no_grad()
     def pseudo_likelihood(self, v: Tensor, *, exact: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Pseudo-log-likelihood sum_i log p(v_i | v_-i) of binary v `[..., n_visible]`; returns `[...]`.
+        """Pseudo-log-likelihood sum_i log p(v_i | v_-i) of discrete states v `[..., n_visible]`; returns `[...]`.
 
-        log p(v_i | v_-i) = log sigmoid(F(v with unit i flipped) - F(v)). As in scikit-learn's `score_samples`, one
-        random unit a row stands for all and its term is multiplied by n_visible; this estimate is unbiased. A measure
-        of progress, it has no gradient.
+        For 0/1 units log p(v_i | v_-i) = log sigmoid(F(v with unit i flipped) - F(v)). As in scikit-learn's
+        `score_samples`, one random unit a row stands for all and its term is multiplied by their number (one of each
+        part of a partitioned layer); this estimate is unbiased. A measure of progress, it has no gradient.
 
         Args:
-            v: 0/1 states.
-            exact: flip every unit in turn instead, at n_visible times the work.
-            generator: draws the flipped units; the default generator otherwise.
+            v: states, 0/1 or of another discrete kind.
+            exact: take every unit in turn instead, at n_visible times the work.
+            generator: draws the units; the default generator otherwise.
+
+        Raises:
+            ValueError: v does not fit, or visible units are continuous: their conditionals have no closed form.
 
         Source:
             Besag 1975, "Statistical analysis of non-lattice data".
         """
-        v = binary("v", v, self.n_visible, self.W.dtype)
-        parameters = self._parameters_now()
+        if self.visible.n_states is None:
+            raise ValueError(f"pseudo_likelihood: the visible layer is {self.visible}, want discrete units")
+        v, parameters = self._states(v), self._parameters_now()
         if any(is_differentiated(x, by_graph=False) for x in (v, *parameters)):
             raise RuntimeError("pseudo_likelihood: has no gradient, but a transform or forward mode asks for one")
-        free = ops.rbm_free_energy(v, *parameters)
-
-        def term(unit: Tensor) -> Tensor:
-            flipped = v.scatter(-1, unit, 1 - v.gather(-1, unit))
-            return F.logsigmoid(ops.rbm_free_energy(flipped, *parameters) - free)
-
-        each = (*v.shape[:-1], 1)
-        if exact:
-            total = torch.zeros_like(free)
-            for i in range(self.n_visible):
-                total += term(torch.full(each, i, device=v.device))
-            return total
-        at = v.device if generator is None else generator.device
-        return self.n_visible * term(torch.randint(self.n_visible, each, device=at, generator=generator).to(v.device))
+        return pseudo_likelihood(v, parameters, self.visible, self.hidden, exact=exact, generator=generator)
 
     # -- conditionals and chains --------------------------------------------------------------------------------------
 
+    def hidden_mean(self, v: Tensor, *, beta: float = 1.0) -> Tensor:
+        """The mean of p(h|v), of inputs b + v W: `[..., n_visible]` to `[..., n_hidden]`."""
+        W, _, hbias = self._parameters_now()
+        return self.hidden.mean(product(self._visible(v), W, hbias), beta=beta)
+
+    def visible_mean(self, h: Tensor, *, beta: float = 1.0) -> Tensor:
+        """The mean of p(v|h), of inputs a + W h: `[..., n_hidden]` to `[..., n_visible]`."""
+        W, vbias, _ = self._parameters_now()
+        return self.visible.mean(product(self._hidden(h), W.T, vbias), beta=beta)
+
     def hidden_probs(self, v: Tensor, *, beta: float = 1.0) -> Tensor:
-        """p(h=1|v) = sigmoid(beta (b + v W)): `[..., n_visible]` to `[..., n_hidden]`."""
-        return torch.sigmoid(beta * F.linear(self._visible(v), self.W.T, self.hbias))
+        """`hidden_mean`: for 0/1 units p(h=1|v) = sigmoid(beta (b + v W))."""
+        return self.hidden_mean(v, beta=beta)
 
     def visible_probs(self, h: Tensor, *, beta: float = 1.0) -> Tensor:
-        """p(v=1|h) = sigmoid(beta (a + W h)): `[..., n_hidden]` to `[..., n_visible]`."""
-        return torch.sigmoid(beta * F.linear(self._hidden(h), self.W, self.vbias))
+        """`visible_mean`: for 0/1 units p(v=1|h) = sigmoid(beta (a + W h))."""
+        return self.visible_mean(h, beta=beta)
 
     @torch.no_grad()
     def sample_hidden(self, v: Tensor, *, beta: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Draw h ~ p(h|v): 0/1 states `[..., n_hidden]`."""
-        return torch.bernoulli(self.hidden_probs(v, beta=beta), generator=generator)
+        """Draw h ~ p(h|v): states `[..., n_hidden]`."""
+        W, _, hbias = self._parameters_now()
+        return self.hidden.sample(product(self._visible(v), W, hbias), beta=beta, generator=generator)
 
     @torch.no_grad()
     def sample_visible(self, h: Tensor, *, beta: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Draw v ~ p(v|h): 0/1 states `[..., n_visible]`."""
-        return torch.bernoulli(self.visible_probs(h, beta=beta), generator=generator)
+        """Draw v ~ p(v|h): states `[..., n_visible]`."""
+        W, vbias, _ = self._parameters_now()
+        return self.visible.sample(product(self._hidden(h), W.T, vbias), beta=beta, generator=generator)
 
     def gibbs(
         self,
@@ -232,28 +263,34 @@ class RBM(Module):
         clamp: Tensor | None = None,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
+        first_chain: int = 0,
+        first_step: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Run block Gibbs chains for n_gibbs_steps sweeps (h given v, then v given h), in one fused call.
+        """Run block Gibbs chains for n_gibbs_steps sweeps (h given v, then v given h), 0/1 units in one fused call.
 
         Args:
-            v: 0/1 states to start from, `[..., n_visible]`, one chain a row, in any dtype.
+            v: states to start from, `[..., n_visible]`, one chain a row; 0/1 states in any dtype.
             n_gibbs_steps: number of sweeps.
             beta: inverse temperature, a number or one a chain.
             clamp: boolean mask of visible units that keep their value.
             generator: draws the seed of the chains; the default generator otherwise.
             seed: the seed itself, instead of a generator: the same seed gives the same chains.
+            first_chain: number of the first row. Chains of two-valued units depend on their own number only, so a batch
+                can be split; other kinds draw different numbers for every (first_chain, first_step).
+            first_step: number of the first sweep, in the same way.
 
         Returns:
-            The last pair (v, h), in the dtype of v. See `genfast.ops.rbm_gibbs`.
+            The last pair (v, h), in the dtype of v (in that of W where the units do not fit in it).
+            See `genfast.ops.rbm_gibbs`.
         """
         real("v", v, self.n_visible)
         try:
-            return ops.rbm_gibbs(
-                v, self.W, self.vbias, self.hbias, n_steps=n_gibbs_steps, beta=beta, clamp=clamp, generator=generator,
-                seed=seed,
+            return alternate(
+                v, self._parameters_now(), self.visible, self.hidden, n_steps=n_gibbs_steps, beta=beta, clamp=clamp,
+                generator=generator, seed=seed, first_chain=first_chain, first_step=first_step,
             )  # fmt: skip
         except ValueError:
-            binary("v", v, self.n_visible, self.W.dtype)  # says more, where it is v
+            self._states(v)  # says more, where it is v
             raise
 
     @torch.no_grad()
@@ -269,19 +306,19 @@ class RBM(Module):
     ) -> Tensor:
         """Draw visible states from n_samples chains of n_steps sweeps.
 
-        The chains start from the product of Bernoulli(sigmoid(a)) where no `start` is given. They converge to the
-        machine's distribution as n_steps grows; a machine with separate modes may need very many.
+        The chains start from the visible units' distribution under their biases alone where no `start` is given. They
+        converge to the machine's distribution as n_steps grows; one with separate modes may need very many.
 
         Args:
             n_samples: number of chains, and so of samples.
             n_steps: sweeps a chain.
-            start: 0/1 states `[n_samples, n_visible]` to start from.
+            start: states `[n_samples, n_visible]` to start from.
             beta: inverse temperature.
             clamp: boolean mask of visible units that keep the value they have in `start`.
             generator: source of randomness; the default generator otherwise.
 
         Returns:
-            0/1 states `[n_samples, n_visible]`.
+            States `[n_samples, n_visible]`.
 
         Raises:
             ValueError: `start` does not fit, or `clamp` comes without `start`.
@@ -290,211 +327,108 @@ class RBM(Module):
             if clamp is not None:
                 raise ValueError("clamp: got a mask without start, want start to hold the clamped values")
             start = self._random_visible(n_samples, generator)
-        start = binary("start", start, self.n_visible, self.W.dtype)
+        start = self._states(start, "start")
         if start.shape[0] != n_samples:
             raise ValueError(f"start: got {start.shape[0]} rows, want n_samples = {n_samples}")
         return self.gibbs(start, n_steps, beta=beta, clamp=clamp, generator=generator)[0]
 
     def reconstruct(self, v: Tensor) -> Tensor:
-        """The mean-field reconstruction p(v'=1 | h = p(h=1|v)): probabilities `[..., n_visible]`."""
-        return self.visible_probs(self.hidden_probs(v))
-
-    def annealing_path(self, base: Tensor | None = None) -> BinaryPath:
-        """The path of annealed importance sampling from independent visible units to this machine, as it is now.
-
-        Args:
-            base: data `[N, n_visible]`, whose rates the units have at the start; log-odds `[n_visible]`; None for
-                uniform states. See `genfast.boltzmann.ais_log_z`.
-        """
-        return BinaryPath(*self._parameters_now(), base)
-
-    # -- training -----------------------------------------------------------------------------------------------------
-
-    @property
-    def n_chains(self) -> int:
-        """Number of persistent chains; 0 before the first `pcd_loss` or `reset_chains`."""
-        return self.chains.shape[0]
+        """The mean-field reconstruction E[v' | h = E[h|v]]: means (of 0/1 units: probabilities) `[..., n_visible]`."""
+        return self.visible_mean(self.hidden_mean(v))
 
     @torch.no_grad()
-    def reset_chains(self, n_chains: int, *, generator: torch.Generator | None = None) -> None:
-        """Start n_chains new persistent chains from Bernoulli(sigmoid(a))."""
-        self.chains = self._random_visible(n_chains, generator)
-
-    @torch.no_grad()
-    def init_vbias(self, v: Tensor) -> None:
-        """Set a_i = log(p_i / (1 - p_i)) with p_i the mean of unit i in the data v `[N, n_visible]`.
-
-        The machine then starts from the best independent model. p is kept 1 / (N + 1) away from 0 and 1.
-
-        Source:
-            Hinton 2010, "A practical guide to training restricted Boltzmann machines", section 8.1.
-        """
-        rows = self._visible(v).reshape(-1, self.n_visible)
-        if rows.shape[0] == 0:
-            raise ValueError("v: got no rows, want at least one")
-        margin = 1 / (rows.shape[0] + 1)
-        self.vbias.copy_(torch.logit(rows.mean(0).clamp(margin, 1 - margin)))
-
-    def contrastive_loss(self, v_data: Tensor, v_model: Tensor) -> Tensor:
-        """The loss mean F(v_data) - mean F(v_model), v_model held constant: positive against negative statistics.
-
-        Its gradient is exactly <dF/dtheta>_data - <dF/dtheta>_model, for W: -<v h'>_data + <v h'>_model with h the
-        probabilities p(h=1|v). The value itself is not the likelihood and need not fall.
-
-        Raises:
-            ValueError: a shape does not fit, or values are not in [0, 1].
-            NonFiniteError: the loss or a parameter is not finite (where `nonfinite_check` is set).
-        """
-        return self._loss(self._visible(v_data, "v_data"), self._visible(v_model, "v_model"))
-
-    def cd_loss(self, v: Tensor, k: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
-        """The loss of contrastive divergence, CD-k: the chains start from the data and run k sweeps.
+    def inpaint(
+        self,
+        v: Tensor,
+        missing: Tensor,
+        n_steps: int = 100,
+        *,
+        mean: bool = False,
+        beta: float | Tensor = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw the missing visible units given the others, by chains of n_steps sweeps in which these are clamped.
 
         Args:
-            v: data `[N, n_visible]`, 0/1 or probabilities in between; of these the chains' first states are drawn.
-            k: number of Gibbs sweeps.
+            v: states `[..., n_visible]`; what it holds at the missing units does not matter.
+            missing: boolean mask `[n_visible]` or `[..., n_visible]`, True where a unit is to be drawn.
+            n_steps: number of sweeps; the chains start from the visible biases alone.
+            mean: return the missing units' means given the last hidden states instead of states.
+            beta: inverse temperature.
             generator: source of randomness; the default generator otherwise.
 
         Returns:
-            A scalar; `backward()` puts the CD-k gradient on W, vbias and hbias. See `contrastive_loss`.
-
-        Source:
-            Hinton 2002, "Training products of experts by minimizing contrastive divergence".
-
-        Example:
-            >>> RBM(6, 3).cd_loss(torch.ones(4, 6), k=2).backward()
-        """
-        v = self._visible(v)
-        return self._loss(v, self._chains_from(v, k, generator))
-
-    def pcd_loss(self, v: Tensor, k: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
-        """The loss of persistent contrastive divergence, PCD-k (stochastic maximum likelihood).
-
-        The chains of the buffer `chains` run k sweeps and are kept for the next call. The first call starts as many
-        as v has rows; `reset_chains` chooses another number.
-
-        Args:
-            v: data `[N, n_visible]`, 0/1 or probabilities in between.
-            k: number of Gibbs sweeps.
-            generator: source of randomness; the default generator otherwise.
-
-        Returns:
-            A scalar; `backward()` puts the PCD-k gradient on W, vbias and hbias. See `contrastive_loss`.
-
-        Source:
-            Tieleman 2008, "Training restricted Boltzmann machines using approximations to the likelihood gradient".
-        """
-        v = self._visible(v)
-        v_model = self._next_chains(v, k, generator)
-        loss = self._loss(v, v_model)
-        self.chains.copy_(v_model)
-        return loss
-
-    def cd_backward(self, v: Tensor, k: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
-        """Do what `cd_loss(v, k).backward()` does to cleared gradients, without a graph and without the loss: faster.
-
-        The gradients' memory is used again from call to call, so `zero_grad` is not needed.
-
-        Returns:
-            The model's states `[N, n_visible]`, for `contrastive_loss(v, states)` where the loss is wanted.
+            v in the dtype of W, with the missing units replaced.
 
         Raises:
-            RuntimeError: a parameter is computed from others (`torch.nn.utils.parametrize`), which it cannot reach.
-        """
-        v = self._visible(v)
-        return self._contrast_backward(v, self._chains_from(v, k, generator).reshape(-1, self.n_visible))
-
-    def pcd_backward(self, v: Tensor, k: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
-        """Do what `pcd_loss(v, k).backward()` does to cleared gradients, without a graph and without the loss: faster.
-
-        See `cd_backward`.
+            TypeError: `missing` is no mask.
+            ValueError: a shape does not fit, or v holds other values than states where it is known.
 
         Example:
-            >>> rbm = RBM(64, 100)
-            >>> optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1)
-            >>> for batch in torch.bernoulli(torch.full((320, 64), 0.3)).split(32):
-            ...     _ = rbm.pcd_backward(batch)
-            ...     optimizer.step()
+            >>> rbm, v = RBM(6, 3), torch.ones(2, 6)
+            >>> rbm.inpaint(v, torch.tensor([False] * 3 + [True] * 3))[:, :3]
+            tensor([[1., 1., 1.],
+                    [1., 1., 1.]])
         """
-        v = self._visible(v)
-        v_model = self._contrast_backward(v, self._next_chains(v, k, generator))
-        self.chains.copy_(v_model)
-        return v_model
+        real("v", v, self.n_visible)
+        if not isinstance(missing, Tensor) or missing.dtype != torch.bool:
+            got = missing.dtype if isinstance(missing, Tensor) else type(missing).__name__
+            raise TypeError(f"missing: got {got}, want a torch.bool mask")
+        if missing.shape not in (v.shape, v.shape[-1:]):
+            raise ValueError(f"missing: got shape {list(missing.shape)}, want {list(v.shape)} or {[self.n_visible]}")
+        begin = self._random_visible(v.numel() // self.n_visible, generator).reshape(v.shape)
+        start = self._states(torch.where(missing, begin, v.to(begin.dtype)))
+        out, h = self.gibbs(start, n_steps, beta=beta, clamp=~missing, generator=generator)
+        if not mean:
+            return out
+        W, vbias, _ = self._parameters_now()
+        return torch.where(missing, self.visible.mean(product(h, W.T, vbias), beta=beta), start)
 
-    def check_finite(self, step: int | None = None) -> None:
-        """Raise `NonFiniteError`, naming the step and the parameter, where a parameter is NaN or infinite."""
-        check_finite(self, step=step)
+    def annealing_path(self, base: Tensor | None = None) -> AnnealingPath:
+        """The path of annealed importance sampling from independent units to this machine, as it is now.
+
+        Args:
+            base: where it begins: data `[N, n_visible]`, whose means the visible units have there; inputs (of 0/1
+                units: log-odds) `[n_visible]`; None for inputs of 0 (uniform states, where they are discrete). See
+                `genfast.boltzmann.ais_log_z`.
+        """
+        if type(self.visible) is type(self.hidden) is Binary:
+            return BinaryPath(*self._parameters_now(), base)
+        return LayeredPath(self, base)
+
+    @torch.no_grad()
+    def zero_sum_(self) -> "RBM":
+        """Move softmax units to the zero-sum gauge: the same distribution, with sums of W and biases 0 over the classes.
+
+        Adding a number to the inputs of all classes of a unit changes nothing; so W and the biases of softmax units are
+        not unique, and only in a fixed gauge do they compare, or their norm mean something. Gradients leave the gauge:
+        call this after updates. Machines without softmax units stay as they are.
+
+        Returns:
+            The machine itself.
+        """
+        parameters = (self.W, self.vbias, self.hbias)
+        for p, value in zip(parameters, zero_sum(*parameters, self.visible, self.hidden), strict=True):
+            p.copy_(value)
+        return self
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
-    def _parameters_now(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _parameters_now(self) -> Parameters:
         return self.W, self.vbias, self.hbias
 
     def _visible(self, v: Tensor, name: str = "v") -> Tensor:
-        return probabilities(name, v, self.n_visible, self.W.dtype)
+        return self.visible.check(name, v, self.W.dtype)
+
+    def _states(self, v: Tensor, name: str = "v") -> Tensor:
+        return self.visible.check(name, v, self.W.dtype, states=True)
 
     def _hidden(self, h: Tensor) -> Tensor:
-        return probabilities("h", h, self.n_hidden, self.W.dtype)
-
-    def _chains_from(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
-        """The states of chains that start from the data, after k sweeps."""
-        integer("k", k)
-        if v.device.type != "cpu" or not has_values(v):
-            return self.gibbs(drawn(v, generator), k, generator=generator)[0]
-        try:
-            return ops.rbm_gibbs(v, self.W, self.vbias, self.hbias, n_steps=k, generator=generator)[0]
-        except ValueError:  # the kernel sees at no cost whether there are probabilities
-            return self.gibbs(drawn(v.detach(), generator), k, generator=generator)[0]
-
-    def _next_chains(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
-        """The persistent chains after k sweeps; the first call starts one for each row of v."""
-        integer("k", k)
-        if self.n_chains == 0:
-            self.reset_chains(v.numel() // self.n_visible, generator=generator)
-        return self.gibbs(self.chains, k, generator=generator)[0]
-
-    def _loss(self, v_data: Tensor, v_model: Tensor) -> Tensor:
-        rows = [v.reshape(-1, self.n_visible) for v in (v_data, v_model.detach())]
-        loss = contrast(torch.cat(rows), self._mean_weights(len(rows[0]), len(rows[1])), self.W, self.vbias, self.hbias)
-        self._n_losses += 1
-        if self.nonfinite_check and has_values(loss):
-            value = loss.item()
-            if not math.isfinite(value):
-                check_finite(self, step=self._n_losses, loss=value)
-        return loss
-
-    def _contrast_backward(self, v_data: Tensor, v_model: Tensor) -> Tensor:
-        parameters = self._parameters_now()
-        grads = []
-        for p in parameters:
-            if not p.is_leaf:
-                raise RuntimeError("a parameter is computed from others (parametrized): use cd_loss or pcd_loss")
-            if p.grad is None and p.requires_grad:
-                p.grad = torch.empty_like(p)
-            grads.append(torch.empty_like(p) if p.grad is None or not p.requires_grad else p.grad)
-        rows = torch.cat([v_data.reshape(-1, self.n_visible), v_model])
-        weights = self._mean_weights(rows.shape[0] - v_model.shape[0], v_model.shape[0])
-        contrast_grad_(rows, weights, parameters[0], parameters[2], (grads[0], grads[1], grads[2]))
-        return v_model
-
-    def _mean_weights(self, n_data: int, n_model: int) -> Tensor:
-        """1 / n_data for the rows of data, -1 / n_model for those of the model; kept for the next call."""
-        W, keep = self.W, has_values(self.W)
-        key = (n_data, n_model, W.dtype, W.device, keep and torch.is_inference_mode_enabled())
-        if keep and self._weights is not None and self._weights[0] == key:
-            return self._weights[1]
-        if n_data == 0 or n_model == 0:
-            raise ValueError(f"v_data, v_model: got {n_data} and {n_model} rows, want at least one of each")
-        weights = torch.full((n_data + n_model,), 1 / n_data, dtype=W.dtype, device=W.device)
-        weights[n_data:] = -1 / n_model
-        if keep and has_values(weights):
-            self._weights = (key, weights)
-        return weights
+        return self.hidden.check("h", h, self.W.dtype)
 
     def _random_visible(self, n: int, generator: torch.Generator | None) -> Tensor:
         integer("number of chains", n, at_least=0)
-        probs = torch.sigmoid(self.vbias.detach()).expand(n, -1)
-        return torch.bernoulli(probs, generator=generator)
+        return independent(n, self.visible, self.vbias, generator=generator)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "chains")
@@ -503,10 +437,18 @@ class RBM(Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def _layer(name: str, value: int | Layer) -> Layer:
+    return value if isinstance(value, Layer) else Binary(integer(name, value))
+
+
 _CONSTANT_LOG_Z = (
     "log_prob: log_partition was given as a constant, so the gradient in the parameters is unknown; leave "
     "log_partition out (exact, for a small machine), or call log_prob under torch.no_grad()"
 )
+
+
+def _without_gradient(x: Tensor) -> Tensor:
+    return refuse_gradient(x, _CONSTANT_LOG_Z)
 
 
 def _is_constant(t: Tensor | float) -> bool:
