@@ -10,6 +10,8 @@ from genfast.boltzmann._contrastive import product
 from genfast.boltzmann.units import Layer
 from genfast.ops._sampling import clamp_mask, seed_tensor
 
+_01 = (1.0, 0.0)
+
 
 @torch.no_grad()
 def alternate(
@@ -27,18 +29,17 @@ def alternate(
     """
     W, vbias, hbias = parameters
     if visible.bits is not None and hidden.bits is not None:
-        run = {
-            "n_steps": n_steps, "beta": beta, "clamp": clamp, "generator": generator, "seed": seed,
-            "first_chain": first_chain, "first_step": first_step,
-        }  # fmt: skip
-        if visible.bits == hidden.bits == (1, 0):
-            return ops.rbm_gibbs(v, W, vbias, hbias, **run)
-        machine = as_bits(W, vbias, hbias, visible.bits, hidden.bits)
-        start = _to_bits(v if v.is_floating_point() else v.to(W.dtype), visible.bits)
-        out = ops.rbm_gibbs(start, *machine, **run)
-        ends = (_from_bits(x, layer.bits or (1, 0)) for x, layer in zip(out, (visible, hidden), strict=True))
-        out_v, out_h = (x.to(v.dtype) if v.dtype.is_signed else x for x in ends)
-        return out_v, out_h
+        plain = visible.bits == hidden.bits == _01
+        machine = parameters if plain else as_bits(W, vbias, hbias, visible.bits, hidden.bits)
+        start = v if plain else _to_bits(v if v.is_floating_point() else v.to(W.dtype), visible.bits)
+        out_v, out_h = ops.rbm_gibbs(
+            start, *machine, n_steps=n_steps, beta=beta, clamp=clamp, generator=generator, seed=seed,
+            first_chain=first_chain, first_step=first_step,
+        )  # fmt: skip
+        if plain:
+            return out_v, out_h
+        out_v, out_h = _from_bits(out_v, visible.bits), _from_bits(out_h, hidden.bits)
+        return (out_v.to(v.dtype), out_h.to(v.dtype)) if v.dtype.is_signed else (out_v, out_h)
     integer("n_steps", n_steps)
     clamp = clamp_mask(clamp, v)
     clamp = clamp if clamp is None or clamp.dim() == 1 else clamp.reshape(v.shape)
@@ -55,11 +56,11 @@ def alternate(
 
 
 def _to_bits(x: Tensor, bits: tuple[float, float]) -> Tensor:
-    return x if bits == (1, 0) else (x - bits[1]) / bits[0]
+    return x if bits == _01 else (x - bits[1]) / bits[0]
 
 
 def _from_bits(x: Tensor, bits: tuple[float, float]) -> Tensor:
-    return x if bits == (1, 0) else x.mul_(bits[0]).add_(bits[1])
+    return x if bits == _01 else x.mul_(bits[0]).add_(bits[1])
 
 
 def independent(

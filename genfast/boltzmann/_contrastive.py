@@ -16,10 +16,9 @@ Wrap = Callable[[Tensor], Tensor]
 
 def product(x: Tensor, W: Tensor, bias: Tensor) -> Tensor:
     """bias + x W, in full precision under autocast too."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return functional.linear(x, W.T, bias)
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         return functional.linear(x, W.T, bias)
 
 
@@ -38,10 +37,8 @@ def free_energy(
 
 
 def _call(layer: Layer, x: Tensor, method: str, wrap: Wrap | None) -> Tensor:
-    if wrap is None:
-        return layer(x, method)
-    own = {name: wrap(p) for name, p in layer.named_parameters()}
-    out: Tensor = torch.func.functional_call(layer, own, (x, method))
+    own = {} if wrap is None else {name: wrap(p) for name, p in layer.named_parameters()}
+    out: Tensor = torch.func.functional_call(layer, own, (x, method)) if own else layer(x, method)
     return out
 
 

@@ -1,7 +1,6 @@
 """Exact sums over all states of a small machine."""
 
 import math
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +105,8 @@ def _log_partition_gaussian(W: Tensor, vbias: Tensor, hbias: Tensor, visible: Te
     factor, info = torch.linalg.cholesky_ex(precision - coupled - coupled.T)
     if has_values(info) and int(info):
         raise ValueError(
-            "log_partition: the weights are too large for the layers' precisions, so that exp(-E) has no finite integral"
+            "log_partition: the weights are too large for the layers' precisions: exp(-E) has no finite integral"
         )
     half = torch.linalg.solve_triangular(factor, bias[:, None], upper=False)
-    return 0.5 * (half * half).sum() - factor.diagonal().log().sum() + 0.5 * len(bias) * math.log(2 * math.pi)
+    log_z: Tensor = 0.5 * (half * half).sum() - factor.diagonal().log().sum() + 0.5 * len(bias) * math.log(2 * math.pi)
+    return log_z

@@ -96,7 +96,8 @@ _SLACK = 0.02  # of probabilities in bfloat16
 
 def _class_sums(x: Tensor, values: Values) -> Tensor:
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return x.unflatten(-1, (-1, values.n_classes)).sum(-1)
+    units: Tensor = x.unflatten(-1, (-1, values.n_classes))
+    return units.sum(-1)
 
 
 def _check_classes(name: str, x: Tensor, values: Values, wanted: str) -> None:

@@ -10,7 +10,8 @@ from genfast._arguments import integer
 from genfast._finite import check_finite
 from genfast._module import Module
 from genfast._tracing import has_values
-from genfast.boltzmann._contrastive import Parameters, contrast, contrast_grad_
+from genfast.boltzmann._bits import Parameters
+from genfast.boltzmann._contrastive import contrast, contrast_grad_
 from genfast.boltzmann.units import Layer
 
 
@@ -34,8 +35,8 @@ class Trained(Module):
     def _visible(self, v: Tensor, name: str = "v") -> Tensor:
         raise NotImplementedError
 
-    def gibbs(self, v: Tensor, n_gibbs_steps: int = 1, **options: Any) -> tuple[Tensor, Tensor]:
-        """Block Gibbs chains."""
+    def _advance(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+        """Chains at v after k sweeps."""
         raise NotImplementedError
 
     def _random_visible(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -164,18 +165,18 @@ class Trained(Module):
         """The states of chains that start from the data, after k sweeps."""
         integer("k", k)
         if v.device.type != "cpu" or not has_values(v):
-            return self.gibbs(self.visible.drawn(v, generator), k, generator=generator)[0]
+            return self._advance(self.visible.drawn(v, generator), k, generator)
         try:  # what runs the chains sees at no cost whether there are means
-            return self.gibbs(v, k, generator=generator)[0]
+            return self._advance(v, k, generator)
         except ValueError:
-            return self.gibbs(self.visible.drawn(v.detach(), generator), k, generator=generator)[0]
+            return self._advance(self.visible.drawn(v.detach(), generator), k, generator)
 
     def _next_chains(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
         """The persistent chains after k sweeps; the first call starts one for each row of v."""
         integer("k", k)
         if self.n_chains == 0:
             self.reset_chains(v.numel() // self.n_visible, generator=generator)
-        return self.gibbs(self.chains, k, generator=generator)[0]
+        return self._advance(self.chains, k, generator)
 
     def _loss(self, v_data: Tensor, v_model: Tensor) -> Tensor:
         rows = [v.reshape(-1, self.n_visible) for v in (v_data, v_model.detach())]
@@ -189,7 +190,7 @@ class Trained(Module):
         return loss
 
     def _contrast_backward(self, v_data: Tensor, v_model: Tensor) -> Tensor:
-        W, vbias, hbias = parameters = self._parameters_now()
+        W, _, hbias = parameters = self._parameters_now()
         grads = []
         for p in (*parameters, *self.visible.parameters(), *self.hidden.parameters()):
             if not p.is_leaf:

@@ -30,9 +30,9 @@ class RBM(Trained):
         E(v, h) = E_v(v) + E_h(h) - a \cdot v - b \cdot h - v^T W h, \qquad p(v, h) = e^{-E(v, h)} / Z
 
     with `W [n_visible, n_hidden]`, `vbias` (a) and `hbias` (b). :math:`E_v` and :math:`E_h` are the layers' own: 0 for
-    discrete units, so that for 0/1 units p(h=1|v) = sigmoid(b + v W) and p(v=1|h) = sigmoid(a + W h). The free energy is
-    F(v) = E_v(v) - a.v - A_h(b + v W), with p(v) = e^-F(v) / Z and A_h the hidden layer's `log_normaliser`: the sum of
-    softplus for 0/1 units. See `genfast.boltzmann.units` for the kinds: `Binary`, `Spin` (-1 and 1), `Softmax`,
+    discrete units, so that for 0/1 units p(h=1|v) = sigmoid(b + v W) and p(v=1|h) = sigmoid(a + W h). The free energy
+    is F(v) = E_v(v) - a.v - A_h(b + v W), with p(v) = e^-F(v) / Z and A_h the hidden layer's `log_normaliser`: the sum
+    of softplus for 0/1 units. See `genfast.boltzmann.units` for the kinds: `Binary`, `Spin` (-1 and 1), `Softmax`,
     `Gaussian`, `ReLU`, `DoubleReLU`, and `Partitioned` for several beside each other.
 
     Training minimises `cd_loss` (contrastive divergence) or `pcd_loss` (persistent chains) with any torch optimiser.
@@ -48,7 +48,7 @@ class RBM(Trained):
     `vmap`), it counts as NaN, and so do the results.
 
     **Chains.** For units of two values (0/1 and spins, which are 0/1 by an exact change of variables) they run in one
-    fused call, and are the same bits for a seed on every device and for any split of the batch (`genfast.ops.rbm_gibbs`).
+    fused call, and are the same bits for a seed on every device and any split of the batch (`genfast.ops.rbm_gibbs`).
     Other kinds are drawn by torch: the same seed gives the same chains for the same call on one kind of device.
 
     For users of scikit-learn's `BernoulliRBM`: `components_` is `W.T`, `intercept_visible_` is `vbias`,
@@ -371,9 +371,9 @@ class RBM(Trained):
                     [1., 1., 1.]])
         """
         real("v", v, self.n_visible)
-        if not isinstance(missing, Tensor) or missing.dtype != torch.bool:
-            got = missing.dtype if isinstance(missing, Tensor) else type(missing).__name__
-            raise TypeError(f"missing: got {got}, want a torch.bool mask")
+        real("missing", missing)
+        if missing.dtype != torch.bool:
+            raise TypeError(f"missing: got {missing.dtype}, want a torch.bool mask")
         if missing.shape not in (v.shape, v.shape[-1:]):
             raise ValueError(f"missing: got shape {list(missing.shape)}, want {list(v.shape)} or {[self.n_visible]}")
         begin = self._random_visible(v.numel() // self.n_visible, generator).reshape(v.shape)
@@ -398,7 +398,7 @@ class RBM(Trained):
 
     @torch.no_grad()
     def zero_sum_(self) -> "RBM":
-        """Move softmax units to the zero-sum gauge: the same distribution, with sums of W and biases 0 over the classes.
+        """Move softmax units to the zero-sum gauge: the same distribution, W and biases with sum 0 over the classes.
 
         Adding a number to the inputs of all classes of a unit changes nothing; so W and the biases of softmax units are
         not unique, and only in a fixed gauge do they compare, or their norm mean something. Gradients leave the gauge:
@@ -425,6 +425,9 @@ class RBM(Trained):
 
     def _hidden(self, h: Tensor) -> Tensor:
         return self.hidden.check("h", h, self.W.dtype)
+
+    def _advance(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+        return self.gibbs(v, k, generator=generator)[0]
 
     def _random_visible(self, n: int, generator: torch.Generator | None) -> Tensor:
         integer("number of chains", n, at_least=0)

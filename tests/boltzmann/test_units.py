@@ -186,8 +186,7 @@ def test_draws_have_the_exact_moments(kind):
         assert ((x.mean(0) - mean).abs() < 5.6 * (variance / n).sqrt()).all(), "two-sided at 1e-6 for 50 units"
         squares = (x - mean) ** 2
         assert ((squares.mean(0) - variance).abs() <= 5.6 * (squares.std(0) / n**0.5) + 1e-12).all()
-        mixed = layer.sample(u.expand(2, -1), beta=torch.tensor([beta, 1.0]), generator=torch.Generator().manual_seed(3))
-        assert mixed.shape == (2, layer.size)
+        assert layer.sample(u.expand(2, -1), beta=torch.tensor([beta, 1.0])).shape == (2, layer.size)
     assert torch.equal(*(layer.sample(u, generator=torch.Generator().manual_seed(3)) for _ in range(2)))
 
 
@@ -230,7 +229,10 @@ def test_biases_and_parameters_from_data_have_its_means(kind):
 BAD = {
     "spin": (torch.tensor([1.0, 0.5, 3.0]), r"x: got values from 0.5 to 3, want -1 or 1, or means in between \(2 \* x"),
     "gaussian": (torch.tensor([1.0, math.inf, 0.0]), "x: got values from 0 to inf, want finite numbers"),
-    "softmax": (torch.tensor([1.0, 0.0, 0.0, 0.6, 0.0, 0.0]), "x: got a unit whose 3 classes sum to 0.6, want 1 in each"),
+    "softmax": (
+        torch.tensor([1.0, 0.0, 0.0, 0.6, 0.0, 0.0]),
+        "x: got a unit whose 3 classes sum to 0.6, want 1 in each",
+    ),
     "relu": (torch.tensor([1.0, -1.0, 0.0]), "x: got values from -1 to 1, want finite numbers >= 0"),
     "partitioned": (torch.tensor([1, 1, 0, -1, 0, 1, 0.0]), r"x\[..., 2:4\]: got values from -1 to 0, want finite"),
 }
@@ -299,7 +301,7 @@ def test_bad_layers_are_named():
 def test_the_state_of_other_units_is_refused(saved, loaded):
     one, other = saved(), loaded()
     before = copy.deepcopy(other.state_dict())
-    with pytest.raises(RuntimeError, match="_extra_state|the state dict is that of a module"):
+    with pytest.raises(RuntimeError, match=r"_extra_state|the state dict is that of a module"):
         other.load_state_dict(one.state_dict())
     for name, value in other.state_dict().items():
         assert torch.equal(value, before[name])

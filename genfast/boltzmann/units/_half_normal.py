@@ -28,8 +28,11 @@ def _log_integral(z: Tensor) -> Tensor:
 
 
 def _cumulants(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """m, v and v'. With the fraction's tails c = 2/(t + d) and d = 3/(t + ...), m = 1/(t + c), v = m (c - m), and
-    m^2 - v = m (2 m - c) with 2 m - c = m c (d - c): sums of what does not cancel."""
+    """m, v and v'.
+
+    With the fraction's tails c = 2/(t + d) and d = 3/(t + ...): m = 1/(t + c), v = m (c - m), and m^2 - v = m (2 m - c)
+    with 2 m - c = m c (d - c), of which nothing cancels.
+    """
     r = math.sqrt(2 / math.pi) / torch.special.erfcx(-z * _SQRT_HALF)
     m = z + r
     v = 1 - r * m
@@ -67,11 +70,11 @@ class _Cumulant(torch.autograd.Function):
         ctx.save_for_forward(z)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad * _derivative(ctx.order, *ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
         return tangent * _derivative(ctx.order, *ctx.saved_tensors)
 
 
@@ -103,7 +106,7 @@ def variance(z: Tensor) -> Tensor:
 
 
 def sample(z: Tensor, u: Tensor) -> Tensor:
-    """The x that is exceeded with probability u in (0, 1], both float64: exact draws of uniform u, however small Phi(z).
+    """The x that is exceeded with probability u in (0, 1], both float64: exact draws of uniform u, at every z.
 
     Above z = 0, x = z - Phi^-1(u Phi(z)). Below, Newton's method solves log P(X > x) = log u, a concave function of x
     that is known without cancellation: -(x^2 / 2 + t x) + log erfcx((t + x) / sqrt 2) - log erfcx(t / sqrt 2).

@@ -71,9 +71,7 @@ class Layer(Module):
         """The most likely x given the inputs `[..., size]`, of the same shape."""
         raise NotImplementedError
 
-    def sample(
-        self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws of x given the inputs `[..., size]`, of the same shape and dtype; without a gradient."""
         raise NotImplementedError
 
@@ -94,7 +92,7 @@ class Layer(Module):
         """The states of the numbers 0 to n_states - 1 in `index [K]`, of a discrete layer: float64 `[K, size]`."""
         raise NotImplementedError(f"{type(self).__name__}: its states are not discrete")
 
-    def drawn(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def drawn(self, x: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """States of which x are the means; x itself where the values of x are states as they are."""
         return x
 

@@ -28,9 +28,7 @@ class _TwoStates(Layer):
         return b if (scale, offset) == (1, 0) else scale * b + offset
 
     @torch.no_grad()
-    def sample(
-        self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws of x given the inputs `[..., size]`."""
         return self.drawn(self.mean(inputs, beta=beta), generator)
 

@@ -47,7 +47,7 @@ class Gaussian(Marked, Layer):
         logs = math.log(2 * math.pi) - log_of(beta)
         return beta * quadratic + 0.5 * (self.n * logs - log_precision.sum())
 
-    def mean(self, inputs: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
+    def mean(self, inputs: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:  # noqa: ARG002
         """u / gamma, at every beta."""
         return inputs * (-self.log_precision).exp()
 
@@ -60,9 +60,7 @@ class Gaussian(Marked, Layer):
         return self.mean(inputs)
 
     @torch.no_grad()
-    def sample(
-        self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draws of the normal."""
         at = inputs.device if generator is None else generator.device
         noise = torch.randn(inputs.shape, generator=generator, device=at, dtype=inputs.dtype).to(inputs.device)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genfast._arguments import real
 from genfast.boltzmann._states import REALS
 from genfast.boltzmann.units._layer import Layer, Marked
 
@@ -50,7 +51,7 @@ class Partitioned(Marked, Layer):
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """The parts of x `[..., size]`."""
-        return x.split(self.sizes, -1)
+        return tuple(torch.split(x, self.sizes, -1))
 
     def _each(self, x: Tensor, method: Callable[[Layer, Tensor], Tensor]) -> list[Tensor]:
         return [method(layer, part) for layer, part in zip(self, self.split(x), strict=True)]
@@ -78,9 +79,7 @@ class Partitioned(Marked, Layer):
         """Those of the parts."""
         return self._join(inputs, lambda layer, part: layer.mode(part))
 
-    def sample(
-        self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Those of the parts."""
         return self._join(inputs, lambda layer, part: layer.sample(part, beta=beta, generator=generator))
 
@@ -109,8 +108,7 @@ class Partitioned(Marked, Layer):
 
     def check(self, name: str, x: Tensor, dtype: torch.dtype, *, states: bool = False) -> Tensor:
         """Each part's check; the message names the part as a slice of the argument."""
-        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[-1] != self.size:
-            return super().check(name, x, dtype, states=states)
+        real(name, x, self.size)
         ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
         parts = [
             layer.check(f"{name}[..., {end - layer.size}:{end}]", part, dtype, states=states)

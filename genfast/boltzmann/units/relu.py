@@ -88,9 +88,7 @@ class ReLU(Marked, Layer):
         return inputs.clamp(min=0) * (-self.log_precision).exp()
 
     @torch.no_grad()
-    def sample(
-        self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws, by inversion of the distribution function."""
         return self._half(inputs, beta).sample(generator).to(inputs.dtype)
 
@@ -186,9 +184,7 @@ class DoubleReLU(Marked, Layer):
         return torch.where(above * x >= below * y, x, -y)
 
     @torch.no_grad()
-    def sample(
-        self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws: of the side, then by inversion of its distribution function."""
         above, below = self._halves(inputs, beta)
         p, _ = self._weights(above, below)

@@ -40,8 +40,8 @@ class Softmax(Marked, Layer):
         """States `[..., size]` of the classes' numbers `[..., n]`."""
         if labels.is_floating_point() or labels.shape[-1:] != (self.n,):
             raise ValueError(f"labels: got {labels.dtype} {list(labels.shape)}, want integers [..., {self.n}]")
-        if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < self.n_classes):
-            low, high = int(labels.min()), int(labels.max())
+        low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+        if low < 0 or high >= self.n_classes:
             raise ValueError(f"labels: got classes {low} to {high}, want 0 to {self.n_classes - 1}")
         return self._vectors(labels.long(), dtype)
 
@@ -53,7 +53,8 @@ class Softmax(Marked, Layer):
         return self._units(x).argmax(-1)
 
     def _units(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n, self.n_classes))
+        units: Tensor = x.unflatten(-1, (self.n, self.n_classes))
+        return units
 
     def log_normaliser(self, inputs: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
         """The sum of the units' logsumexp(beta u)."""
@@ -73,9 +74,7 @@ class Softmax(Marked, Layer):
         return self._vectors(self.labels(inputs), inputs.dtype)
 
     @torch.no_grad()
-    def sample(
-        self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, *, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draws of each unit's class."""
         return self.drawn(self.mean(inputs, beta=beta), generator)
 
