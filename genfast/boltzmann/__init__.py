@@ -1,6 +1,7 @@
 """Boltzmann machines."""
 
 from genfast.boltzmann import units
+from genfast.boltzmann.dbm import DeepBoltzmannMachine
 from genfast.boltzmann.evaluate import (
     Bracket,
     LogLikelihood,
@@ -19,6 +20,7 @@ from genfast.boltzmann.tempering import ParallelTempering
 __all__ = [
     "RBM",
     "Bracket",
+    "DeepBoltzmannMachine",
     "LogLikelihood",
     "LogPartition",
     "ParallelTempering",

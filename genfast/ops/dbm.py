@@ -277,3 +277,110 @@ def flat_gibbs(
         states, *matrices, all_biases, beta, clamp, seed, n_steps, first_chain, first_step, held
     )  # fmt: skip
     return out
+
+
+# --- the mean-field fixed point ---------------------------------------------------------------------------------------
+
+
+def dbm_mean_field(
+    v: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    max_iterations: int = 50,
+    tolerance: float = 1e-4,
+    start: Sequence[Tensor] | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    r"""Mean-field inference in a deep Boltzmann machine: the best factorised posterior of the hidden layers.
+
+    The means of q(h | v), a product over units, fulfil :math:`\mu_l = \sigma(b_l + \mu_{l-1} W_{l-1} + W_l \mu_{l+1})`
+    with :math:`\mu_0 = v`. One iteration sets all odd hidden layers, given the even ones, and then all even ones. Each
+    half is the exact maximum of the variational bound in these layers, so that the bound never falls. A row is done
+    when no mean of it has changed by more than `tolerance` in an iteration, and costs nothing from then on.
+
+    No derivative is known: asking for one raises RuntimeError. None is needed for training, because the bound is
+    stationary in the means: its gradient in the parameters is that with the means held.
+
+    Args:
+        v: `[..., n_visible]`, 0/1 or probabilities in between.
+        weights: `W_l [n_l, n_{l+1}]`, 1 to 7 of them; float32 or float64 (half types are raised to float32).
+        biases: `b_l [n_l]`, one more.
+        max_iterations: most iterations of a row, at least 1.
+        tolerance: at least 0.
+        start: means `[..., n_l]` of the hidden layers to start from. By default those of one pass up, in which every
+            layer but the last counts its input from below twice, in place of the one from above.
+
+    Returns:
+        means: of the hidden layers, `[..., n_l]` each, in the dtype of the weights (float32 for half types).
+        n_iterations: of each row, int64 `[...]`; `max_iterations` for those that have not come to rest.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape or device does not fit, or a number is out of range.
+
+    Source:
+        Salakhutdinov and Hinton, "Deep Boltzmann machines", 2009.
+
+    Example:
+        >>> weights = [torch.randn(784, 500) * 0.05, torch.randn(500, 1000) * 0.05]
+        >>> biases = [torch.zeros(n) for n in (784, 500, 1000)]
+        >>> means, n_iterations = genfast.ops.dbm_mean_field(torch.zeros(100, 784), weights, biases)
+        >>> [m.shape for m in means], n_iterations.shape
+        ([torch.Size([100, 500]), torch.Size([100, 1000])], torch.Size([100]))
+    """
+    weights, biases = machine(weights, biases)
+    check.tensor("v", v)
+    dtype = weights[0].dtype if weights[0].dtype in (torch.float32, torch.float64) else torch.float32
+    if v.device != weights[0].device:
+        raise ValueError(f"v: got a tensor on {v.device}, want {weights[0].device} like weights[0]")
+    if v.is_complex():
+        raise TypeError(f"v: got {v.dtype}, want a real, integer or bool dtype")
+    if v.dim() == 0 or v.shape[-1] != weights[0].shape[0]:
+        raise ValueError(f"v: got shape {list(v.shape)}, want [..., {weights[0].shape[0]}], the units of layer 0")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations: got {max_iterations}, want at least 1")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: got {tolerance}, want at least 0")
+    rows, batch = check.rows("v", v)
+    if start is not None:
+        start = _sequence("start", start, "tensors")
+        for i, (m, W) in enumerate(zip(start, weights, strict=False)):
+            check.tensor(f"start[{i}]", m)
+            if m.shape != (*batch, W.shape[1]) or m.device != v.device:
+                raise ValueError(
+                    f"start[{i}]: got shape {list(m.shape)} on {m.device}, want {[*batch, W.shape[1]]} on {v.device}"
+                )
+        if len(start) != len(weights):
+            raise ValueError(f"start: got {len(start)} layers, want {len(weights)}: one for each hidden layer")
+        start = [m.detach().reshape(-1, m.shape[-1]).to(dtype) for m in start]
+    given = [v, *weights, *biases]
+    parameters = [[p.detach().to(dtype) for p in ps] for ps in (weights, biases)]
+    means, iterations = reference.dbm_mean_field(
+        rows.detach().to(dtype), *parameters, max_iterations=max_iterations, tolerance=tolerance, start=start
+    )
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        means = [_NoDerivative.apply(m, *given) for m in means]
+    return [m.reshape(*batch, m.shape[1]) for m in means], iterations.reshape(batch)
+
+
+class _NoDerivative(torch.autograd.Function):
+    """The first argument, of which no derivative in the others is taken: asking for one raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, *parameters: Tensor) -> Tensor:  # noqa: ARG004
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
+        raise RuntimeError(
+            "dbm_mean_field: no derivative of the fixed point is known; call it under torch.no_grad(), or detach the "
+            "means"
+        )
+
+    jvp = backward
