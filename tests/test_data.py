@@ -48,6 +48,29 @@ def nowhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_bars_and_stripes():
+    best = {}
+    for n, repeats in ((3, True), (3, False), (4, True), (4, False)):
+        x = data.bars_and_stripes(n, repeats=repeats)
+        assert x.shape == (2 ** (n + 1) - 2 * (not repeats), n * n)
+        images = x.reshape(-1, n, n)
+        bars, stripes = (images == images[:, :, :1]).flatten(1).all(1), (images == images[:, :1]).flatten(1).all(1)
+        assert (bars | stripes).all()
+        counts = x.unique(dim=0, return_counts=True)[1].double()
+        assert len(counts) == 2 ** (n + 1) - 2
+        best[n, repeats] = float((counts * (counts / counts.sum()).log()).sum())
+    assert best[3, True] == pytest.approx(-41.589, abs=1e-3)
+    assert best[4, False] == pytest.approx(-102.036, abs=1e-3)
+    loaded = data.load("bars-and-stripes")
+    assert torch.equal(loaded.x, data.bars_and_stripes(3))
+    assert loaded.shape == (3, 3)
+    with pytest.raises(ValueError, match="split: got 'test', which is no option of the patterns bars-and-stripes"):
+        data.load("bars-and-stripes", split="test")
+    for n in (0, 17, 2.0):
+        with pytest.raises(ValueError, match="n: got"):
+            data.bars_and_stripes(n)
+
+
 def test_digits():
     pytest.importorskip("sklearn")
     everything = data.load("digits")

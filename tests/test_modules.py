@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Laplace, Normal
 
-from genfast.boltzmann import RBM
+from genfast.boltzmann import RBM, BoltzmannMachine
 from genfast.flows import (
     MLP,
     AdditiveCoupling,
@@ -33,6 +33,10 @@ def rows(dtype):
 
 def binary(dtype):
     return (torch.arange(5 * DIM).reshape(5, DIM) % 3 == 0).to(dtype)
+
+
+def spins(dtype):
+    return 2 * binary(dtype) - 1
 
 
 def layer(name, family, build, **options):
@@ -129,4 +133,18 @@ class TestBoltzmann(ModuleTests):
         ),
         ModuleSpec("wide rbm", lambda **o: RBM(DIM, 6, **o), binary, ("free_energy", "log_prob"), "rbm",
                    smooth=("log_prob",), in_x=False),
+        *(ModuleSpec(
+            f"general, {values}", lambda values=values, **o: BoltzmannMachine(DIM, values=values, **o), data,
+            ("free_energy", "energy", "conditional", "log_prob", "pseudo_likelihood", "log_partition",
+             "contrastive_loss", "gibbs"),
+            f"general, {values}",
+            smooth=("free_energy", "energy", "conditional", "log_prob", "pseudo_likelihood", "log_partition",
+                    "contrastive_loss"),
+            in_x=False,
+        ) for values, data in (("01", binary), ("pm1", spins))),
+        *(ModuleSpec(
+            f"general, {n} hidden, T = {T}", lambda n=n, T=T, **o: BoltzmannMachine(DIM, n, temperature=T, **o), binary,
+            ("free_energy", "log_prob", "pseudo_likelihood"), "general",
+            smooth=("free_energy", "log_prob", "pseudo_likelihood"), in_x=False,
+        ) for n, T in ((2, 1.0), (2, 1.7), (3, 1.0))),
     )  # fmt: skip

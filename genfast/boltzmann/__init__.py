@@ -1,6 +1,7 @@
 """Boltzmann machines."""
 
 from genfast.boltzmann import units
+from genfast.boltzmann._schedules import geometric_schedule, linear_schedule
 from genfast.boltzmann.dbm import DeepBoltzmannMachine
 from genfast.boltzmann.evaluate import (
     Bracket,
@@ -14,11 +15,13 @@ from genfast.boltzmann.evaluate import (
     pseudo_log_likelihood,
     reverse_ais_log_z,
 )
+from genfast.boltzmann.machine import BoltzmannMachine
 from genfast.boltzmann.rbm import RBM
 from genfast.boltzmann.tempering import ParallelTempering
 
 __all__ = [
     "RBM",
+    "BoltzmannMachine",
     "Bracket",
     "DeepBoltzmannMachine",
     "LogLikelihood",
@@ -28,6 +31,8 @@ __all__ = [
     "ais_log_z",
     "annealing_betas",
     "exact_log_z",
+    "geometric_schedule",
+    "linear_schedule",
     "log_likelihood",
     "pseudo_log_likelihood",
     "reverse_ais_log_z",

@@ -14,23 +14,26 @@ from genfast.data._dataset import DataError, Dataset, from_object
 from genfast.data._files import read_csv, read_npy, read_npz
 from genfast.data._folder import SUFFIXES, read_folder
 from genfast.data._images import IMAGES, Split, cache_dir, digits, idx_images, read_idx
+from genfast.data._patterns import PATTERNS, bars_and_stripes
 from genfast.data._plane import DENSITIES, SAMPLES, Density, density, samples
 
 __all__ = [
     "DENSITIES",
     "IMAGES",
     "NAMES",
+    "PATTERNS",
     "SAMPLES",
     "DataError",
     "Dataset",
     "Density",
     "Split",
+    "bars_and_stripes",
     "cache_dir",
     "load",
     "read_idx",
 ]
 
-NAMES = IMAGES + SAMPLES + DENSITIES
+NAMES = IMAGES + PATTERNS + SAMPLES + DENSITIES
 _FILES = ".npy, .npz or .csv file or a folder of images"
 
 
@@ -38,7 +41,9 @@ _FILES = ".npy, .npz or .csv file or a folder of images"
 def load(source: Literal["u1", "u2", "u3", "u4"]) -> Density: ...
 @overload
 def load(
-    source: Literal["digits", "mnist", "fashion-mnist", "moons", "rings", "pinwheel", "checkerboard"],
+    source: Literal[
+        "digits", "mnist", "fashion-mnist", "bars-and-stripes", "moons", "rings", "pinwheel", "checkerboard"
+    ],
     *,
     split: Split | None = None,
     n: int | None = None,
@@ -85,6 +90,7 @@ def load(
     - "digits": 1,797 handwritten digits of 8 x 8 pixels, part of scikit-learn (1,500 to train, 297 to test).
     - "mnist", "fashion-mnist": 60,000 + 10,000 images of 28 x 28. The four idx.gz files are looked for in
       `$GENFAST_DATA_DIR/<name>/`, `$GENFAST_DATA_DIR/` and the cache, else fetched (by pooch, with their SHA-256).
+    - "bars-and-stripes": the 16 patterns of 3 x 3 units, see `bars_and_stripes`.
     - "moons", "rings", "pinwheel", "checkerboard": samples in the plane, with mean near 0 and scale near 1.
     - "u1" to "u4": the densities of Rezende & Mohamed 2015, see `Density`.
 
@@ -152,6 +158,9 @@ def _named(name: str, given: dict[str, Any], seed: int) -> Dataset | Density:
     if name in DENSITIES:
         _refuse_others(given, f"the density {name}")
         return density(name)
+    if name in PATTERNS:
+        _refuse_others(given, f"the patterns {name}")
+        return Dataset(name, bars_and_stripes(3), shape=(3, 3))
     if name in SAMPLES:
         _refuse_others(given, f"the samples {name}", "n")
         count = 10000 if given["n"] is None else integer("n", given["n"])

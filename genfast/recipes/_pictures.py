@@ -90,6 +90,31 @@ def filters(W: Tensor, shape: tuple[int, ...]) -> bytes:
     return png(drawn)
 
 
+def couplings(J: Tensor, n_visible: int) -> bytes:
+    """The couplings J `[n, n]` of a general machine, red for positive, blue for negative; lines part hidden units."""
+    drawn = figure(5.4, 4.8)
+    axes = drawn.add_subplot()
+    scale = float(np.quantile(J.abs().cpu().numpy(), 0.995)) or 1.0
+    shown = axes.imshow(J.cpu().numpy(), cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest")
+    if n_visible < len(J):
+        for line in (axes.axhline, axes.axvline):
+            line(n_visible - 0.5, color="0.25", linewidth=0.8)
+    axes.set_title("couplings" if n_visible == len(J) else "couplings; hidden units last", fontsize=11)
+    axes.set_xlabel("unit")
+    drawn.colorbar(shown, ax=axes, shrink=0.8, extend="both")
+    return png(drawn)
+
+
+def completions(panels: Sequence[Tensor], shape: tuple[int, ...], titles: Sequence[str]) -> bytes:
+    """A panel for each `[k, N, pixels]`: an image a column, below it what is known of it, and its completions."""
+    k, n = panels[0].shape[:2]
+    drawn = figure(0.55 * n * len(panels) + 0.4, 0.55 * k + 0.5)
+    for i, (images, title) in enumerate(zip(panels, titles, strict=True)):
+        axes = drawn.add_subplot(1, len(panels), i + 1)
+        draw_images(axes, f"data, {title}, completions", images.flatten(0, 1), shape, n)
+    return png(drawn)
+
+
 # -- curves and points ------------------------------------------------------------------------------------------------
 
 
