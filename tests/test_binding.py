@@ -147,6 +147,19 @@ CALLS = {
         "v": rows(N, D).round(), "h": rows(N, HIDDEN).round(), "W": rows(D, HIDDEN), "vbias": rows(D),
         "hbias": rows(HIDDEN), "energy": rows(N, dtype=torch.float64), "status": torch.ones(1, dtype=torch.int32),
     },
+    "lattice_gibbs": lambda: {
+        "s": rows(N, 3, D).round(), "beta": rows(2, N) + 1, "clamp": torch.zeros(N, 3, D, dtype=torch.bool),
+        "seed": torch.tensor(1), "spin": False, "periodic_y": False, "periodic_x": True, "coupling_y": 1.0,
+        "coupling_x": 1.0, "field": 0.0, "n_sweeps": 2, "first_chain": 0, "first_step": 0, "out": rows(N, 3, D),
+        "status": torch.ones(1, dtype=torch.int32),
+    },
+    "ising_gibbs": lambda: {  # a path of four units
+        "s": rows(N, D).round(), "row_ptr": torch.tensor([0, 1, 3, 5, 6]), "columns": torch.tensor([1, 0, 2, 1, 3, 2]),
+        "weights": torch.ones(6), "bias": rows(D), "order": torch.tensor([0, 2, 1, 3]),
+        "offsets": torch.tensor([0, 2, 4]), "beta": rows(2, N) + 1, "clamp": torch.zeros(N, D, dtype=torch.bool),
+        "seed": torch.tensor(1), "spin": False, "validate": True, "n_colours": 2, "n_sweeps": 2,
+        "first_chain": 0, "first_step": 0, "out": rows(N, D), "status": torch.ones(1, dtype=torch.int32),
+    },
     "rbm_free_energy": lambda: {
         "v": rows(N, D), "vbias": rows(D), "fields": rows(N, HIDDEN), "energy": rows(N),
     },
@@ -191,6 +204,7 @@ OPTIONAL = {
     ("tempering_swap", "betas"), ("tempering_swap", "order"), ("tempering_swap", "status"),
     ("rbm_joint_energy", "status"),
     ("rbm_ais", "log_weights"),
+    ("lattice_gibbs", "clamp"), ("lattice_gibbs", "status"), ("ising_gibbs", "clamp"), ("ising_gibbs", "status"),
     *((f"channel_affine_{d}", p) for d in ("forward", "backward")
       for p in ("sign", "permutation", "log_scale", "shift", "bias")),
     *(("channel_affine_backward", f"grad_{p}") for p in ("lower", "upper", "diag", "log_scale", "shift", "bias")),

@@ -4,6 +4,8 @@ from genfast.ops.boltzmann import boltzmann_gibbs
 from genfast.ops.channel_affine import actnorm, actnorm_conv1x1, invertible_conv1x1, lu_linear
 from genfast.ops.coupling import additive_coupling, affine_coupling
 from genfast.ops.dbm import dbm_gibbs, dbm_mean_field
+from genfast.ops.ising import ising_gibbs
+from genfast.ops.ising_lattice import lattice_gibbs
 from genfast.ops.joint_energy import rbm_joint_energy
 from genfast.ops.masked_autoregressive import masked_autoregressive_inverse, masked_autoregressive_transform
 from genfast.ops.mixture_cdf import mixture_of_gaussians_cdf, mixture_of_logistics_cdf
@@ -27,6 +29,8 @@ __all__ = [
     "dbm_mean_field",
     "exchange_swap",
     "invertible_conv1x1",
+    "ising_gibbs",
+    "lattice_gibbs",
     "linear_spline",
     "lu_linear",
     "masked_autoregressive_inverse",
