@@ -125,6 +125,10 @@ CALLS = {
         "seed": torch.tensor(1), "slope_unit": 0.5, "first_run": 0, "first_step": 0, "out_v": rows(N, D),
         "out_log_weights": rows(N, dtype=torch.float64),
     },
+    "rbm_pseudo_likelihood": lambda: {
+        "v": rows(N, D).round(), "vbias": rows(D), "fields": rows(N, HIDDEN), "weights": rows(D, HIDDEN),
+        "row_sums": rows(D), "factors": 3, "out": rows(N),
+    },
     "rbm_gibbs": lambda: {
         "v": rows(N, D).round(), "W": rows(D, HIDDEN), "vbias": rows(D), "hbias": rows(HIDDEN), "beta": rows(N),
         "clamp": torch.zeros(N, D, dtype=torch.bool), "seed": torch.tensor(1), "n_steps": 1, "first_chain": 0,

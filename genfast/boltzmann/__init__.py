@@ -3,6 +3,7 @@
 from genfast.boltzmann import units
 from genfast.boltzmann._schedules import geometric_schedule, linear_schedule
 from genfast.boltzmann.dbm import DeepBoltzmannMachine
+from genfast.boltzmann.diagnostics import Diagnostics, diagnostics
 from genfast.boltzmann.evaluate import (
     Bracket,
     LogLikelihood,
@@ -24,12 +25,14 @@ __all__ = [
     "BoltzmannMachine",
     "Bracket",
     "DeepBoltzmannMachine",
+    "Diagnostics",
     "LogLikelihood",
     "LogPartition",
     "ParallelTempering",
     "ais_bracket",
     "ais_log_z",
     "annealing_betas",
+    "diagnostics",
     "exact_log_z",
     "geometric_schedule",
     "linear_schedule",

@@ -82,7 +82,8 @@ class LogLikelihood:
         per_row: float64 `[N]`.
         log_z: the log Z that was used; None for a pseudo-likelihood, which needs none.
         log_z_stderr: its standard error, which all rows share; 0 where it is exact or was given as a number.
-        method: where log Z is from: "exact", "AIS", "reverse AIS", "given"; or "pseudo-likelihood".
+        method: where log Z is from: "exact", "AIS", "reverse AIS", "given"; or "pseudo-likelihood". With ", variational
+            bound" where the machine cannot sum its hidden units out: log p is then at least this, given log Z.
     """
 
     mean: float
@@ -357,8 +358,8 @@ def log_likelihood(
         except (TypeError, ValueError):
             estimate = ais_log_z(model, generator=generator, **{"base": rows, **ais})
             value, stderr, method = estimate.log_z, estimate.stderr, estimate.method
-    energies = torch.cat([model.free_energy(part).double() for part in rows.split(_ROWS)])
-    return _summary(-energies - value, value, stderr, method)
+    energies, is_bound = _free_energies(model, rows)
+    return _summary(-energies - value, value, stderr, f"{method}, variational bound" if is_bound else method)
 
 
 @torch.no_grad()
@@ -399,6 +400,18 @@ def _path(model: Any, base: Tensor | None) -> Any:
     if isinstance(model, nn.Module):
         check_finite(model)
     return model.annealing_path(base)
+
+
+def _free_energies(model: Any, rows: Tensor) -> tuple[Tensor, bool]:
+    """F of the rows, float64, or where the machine cannot sum its hidden units out, bounds above it; and which."""
+    energy, is_bound = model.free_energy, False
+    try:
+        energy(rows[:1])
+    except ValueError:
+        if not hasattr(model, "variational_free_energy"):
+            raise
+        energy, is_bound = model.variational_free_energy, True
+    return torch.cat([energy(part).double() for part in rows.split(_ROWS)]), is_bound
 
 
 def _rows(data: Tensor) -> Tensor:

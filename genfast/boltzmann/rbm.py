@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genfast import ops
 from genfast._arguments import integer, number, real
 from genfast._module import reset
 from genfast._tracing import is_differentiated
@@ -206,7 +207,7 @@ class RBM(Trained):
 
         Args:
             v: states, 0/1 or of another discrete kind.
-            exact: take every unit in turn instead, at n_visible times the work.
+            exact: take every unit: for 0/1 units in one pass (`genfast.ops.rbm_pseudo_likelihood`), else in turn.
             generator: draws the units; the default generator otherwise.
 
         Raises:
@@ -220,6 +221,8 @@ class RBM(Trained):
         v, parameters = self._states(v), self._parameters_now()
         if any(is_differentiated(x, by_graph=False) for x in (v, *parameters)):
             raise RuntimeError("pseudo_likelihood: has no gradient, but a transform or forward mode asks for one")
+        if exact and type(self.visible) is type(self.hidden) is Binary:
+            return ops.rbm_pseudo_likelihood(v, *parameters)
         return pseudo_likelihood(v, parameters, self.visible, self.hidden, exact=exact, generator=generator)
 
     # -- conditionals and chains --------------------------------------------------------------------------------------

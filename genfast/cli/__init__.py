@@ -1,4 +1,4 @@
-"""The command line: `genfast info | train | sample | demo | bench`. It parses and prints."""
+"""The command line: `genfast info | train | sample | evaluate | demo | bench`. It parses and prints."""
 
 from genfast.cli.start import main
 

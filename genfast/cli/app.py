@@ -68,6 +68,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     _add(app, info)
     app.add_typer(_train(rest if command_name == "train" else []), name="train", options_metavar="")
     _add_sample(app, rest if command_name == "sample" else [])
+    _add(app, evaluate)
     _add(app, demo)
     _add(app, bench)
     return app
@@ -135,6 +136,21 @@ def _add_sample(app: typer.Typer, arguments: Sequence[str]) -> None:
 def info() -> int:
     """Print versions, the instruction set in use, the CUDA build and the GPUs."""
     return print_info()
+
+
+def evaluate(
+    folder: Run,
+    *,
+    runs: Annotated[int, typer.Option(help="Runs of annealed importance sampling, from either side.")] = 100,
+    betas: Annotated[int, typer.Option(help="Steps of its ladder of inverse temperatures.")] = 14_500,
+    sweeps: Annotated[int, typer.Option(help="Gibbs sweeps of the chains that reverse AIS starts from.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Device = "auto",
+) -> int:
+    """Tell how good a Boltzmann machine is: log Z from both sides, log-likelihoods; evaluation.json in DIR."""
+    from genfast.cli import evaluate as implementation
+
+    return guarded(implementation.evaluate)(folder, runs=runs, betas=betas, sweeps=sweeps, seed=seed, device=device)
 
 
 def demo(

@@ -14,6 +14,7 @@ from genfast.ops.poly_spline import cubic_spline, linear_spline, quadratic_splin
 from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 from genfast.ops.rbm_ais import rbm_ais
+from genfast.ops.rbm_pseudo_likelihood import rbm_pseudo_likelihood
 from genfast.ops.rq_spline import rational_quadratic_spline
 from genfast.ops.sylvester import sylvester_flow, sylvester_flow_inverse
 from genfast.ops.tempering import exchange_swap, tempering_swap
@@ -48,6 +49,7 @@ __all__ = [
     "rbm_free_energy",
     "rbm_gibbs",
     "rbm_joint_energy",
+    "rbm_pseudo_likelihood",
     "sylvester_flow",
     "sylvester_flow_inverse",
     "tempering_swap",

@@ -185,6 +185,10 @@ class Recipe(Generic[O]):
         """The number drawn in learning_curve.png: its key in metrics.jsonl and its name."""
         return "loss", self.loss_name
 
+    def evaluated_rows(self, source: data.Dataset) -> Tensor | None:
+        """Rows of a data set as the model takes them, for `genfast evaluate`; None where it has no such likelihood."""
+        return None
+
     def sample(self, n: int, options: Any, generator: torch.Generator) -> Samples:
         """n samples of the trained model; options is an instance of `SampleOptions`."""
         raise NotImplementedError

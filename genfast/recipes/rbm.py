@@ -180,6 +180,10 @@ class Recipe(_base.Recipe[RBMOptions]):
         picture = _pictures.image_samples(shown[: 20 * 20], shape, title=what)
         return _base.Samples(v, f"{n} states of {self.dim} units, {what}", {"samples.png": picture})
 
+    def evaluated_rows(self, source: data.Dataset) -> Tensor:
+        """The images as states."""
+        return source.binarized().x
+
     @torch.no_grad()
     def _draw(self, n: int, options: RBMSampleOptions, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
         """n states, the probabilities they were drawn from, and where they come from."""

@@ -34,7 +34,7 @@ def load(folder: str | os.PathLike[str], *, device: str = "cpu") -> nn.Module:
         >>> rbm = genfast.load("runs/rbm")
         >>> rbm.sample(16, n_steps=1000)
     """
-    return _load_recipe(Path(folder), device).model
+    return load_recipe(Path(folder), device).model
 
 
 def sample(
@@ -65,7 +65,7 @@ def sample(
     """
     Field("n", int, optional=False, default=None, help="", at_least=1).check(n)
     Field("seed", int, optional=False, default=None, help="", at_least=0, at_most=MAX_SEED).check(seed)
-    recipe = _load_recipe(Path(folder), device)
+    recipe = load_recipe(Path(folder), device)
     chosen = make(recipe.SampleOptions, options, model=recipe.name())
     target = Path(folder) / SAMPLES if out is None else Path(out)
     if (target / CHECKPOINT).exists():
@@ -85,7 +85,8 @@ def sample(
     return drawn, target
 
 
-def _load_recipe(folder: Path, device: str) -> Recipe[Any]:
+def load_recipe(folder: Path, device: str) -> Recipe[Any]:
+    """The recipe of a run with its trained model, in eval mode."""
     path = folder / CHECKPOINT
     checkpoint = load_checkpoint(path)
     where = choose_device(device)

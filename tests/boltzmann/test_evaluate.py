@@ -15,6 +15,7 @@ import genfast
 from genfast._finite import NonFiniteError
 from genfast.boltzmann import (
     RBM,
+    DeepBoltzmannMachine,
     ais_bracket,
     ais_log_z,
     annealing_betas,
@@ -237,6 +238,18 @@ def test_log_likelihood_of_a_large_machine_is_by_ais():
     assert found.method == "AIS"
     assert found.log_z == ais_log_z(rbm, betas=300, n_runs=20, seed=1, base=data).log_z
     assert found.log_z_stderr > 0
+
+
+def test_a_deep_machine_is_bounded():
+    dbm = DeepBoltzmannMachine(12, [26, 26], init_std=0.02)
+    data = torch.bernoulli(torch.full((30, 12), 0.4), generator=torch.Generator().manual_seed(0))
+    found = log_likelihood(dbm, data, betas=100, n_runs=10, seed=1)
+    assert found.method == "AIS, variational bound"
+    torch.testing.assert_close(found.per_row, dbm.bound(data, found.log_z).detach())
+    small = DeepBoltzmannMachine(9, [6, 5], init_std=0.5)
+    bracket = ais_bracket(small, betas=300, n_steps=300, seed=1)
+    assert abs(bracket.lower.log_z - exact_log_z(small)) < 5 * bracket.lower.stderr
+    assert log_likelihood(small, data[:, :9]).method == "exact"
 
 
 def test_pseudo_log_likelihood():
