@@ -167,6 +167,12 @@ CALLS = {
     "rbm_free_energy": lambda: {
         "v": rows(N, D), "vbias": rows(D), "fields": rows(N, HIDDEN), "energy": rows(N),
     },
+    "rbm_cd": lambda: {
+        "data": rows(N, D).round(), "start": rows(N, D).round(), "W": rows(D, HIDDEN), "vbias": rows(D),
+        "hbias": rows(HIDDEN), "seed": torch.tensor(1), "draws": False, "n_steps": 1, "first_chain": 0,
+        "first_step": 0, "out_v": rows(N, D), "grad_W": rows(D, HIDDEN), "grad_vbias": rows(D),
+        "grad_hbias": rows(HIDDEN), "loss": rows(1), "status": torch.ones(1, dtype=torch.int32),
+    },
     "rbm_sparse_product": lambda: {
         "left": rows(N, D), "right": rows(D, HIDDEN), "scale": rows(D), "init": rows(HIDDEN), "transposed": False,
         "out": rows(N, HIDDEN),
@@ -209,6 +215,7 @@ OPTIONAL = {
     ("rbm_joint_energy", "status"),
     ("rbm_ais", "log_weights"),
     ("lattice_gibbs", "clamp"), ("lattice_gibbs", "status"), ("ising_gibbs", "clamp"), ("ising_gibbs", "status"),
+    *(("rbm_cd", p) for p in ("data", "start", "loss", "status")),
     *((f"channel_affine_{d}", p) for d in ("forward", "backward")
       for p in ("sign", "permutation", "log_scale", "shift", "bias")),
     *(("channel_affine_backward", f"grad_{p}") for p in ("lower", "upper", "diag", "log_scale", "shift", "bias")),
@@ -262,7 +269,10 @@ def test_every_tensor_is_checked(name):
     strided = {"x", "shift", "scale", "params", "grad_y", "grad_log_det", "kept"} if name.startswith("coupling") else ()
     for key, t in tensors(good).items():
         bad = {"another shape": t.new_zeros(*t.shape, 1), "another dtype": t.to(torch.int16)}
-        if t.dim() and (name, key) != ("boltzmann_gibbs", "schedule"):  # no other tensor has its size
+        if t.dim() and (name, key) not in (
+            ("boltzmann_gibbs", "schedule"),
+            ("rbm_cd", "data"),
+        ):  # no other tensor has its size
             bad["a longer one"] = t.new_zeros(t.shape[0] + 1, *t.shape[1:])
         if t.dim() and t.numel() > 1 and key not in strided:
             bad["gaps"] = torch.stack((t, t), -1)[..., 0]

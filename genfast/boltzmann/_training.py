@@ -12,7 +12,8 @@ from genfast._module import Module
 from genfast._tracing import has_values
 from genfast.boltzmann._bits import Parameters
 from genfast.boltzmann._contrastive import contrast, contrast_grad_
-from genfast.boltzmann.units import Layer
+from genfast.boltzmann._fused import fused_step
+from genfast.boltzmann.units import Binary, Layer
 
 
 class Trained(Module):
@@ -136,7 +137,13 @@ class Trained(Module):
             RuntimeError: a parameter is computed from others (`torch.nn.utils.parametrize`), which it cannot reach.
         """
         v = self._visible(v)
-        return self._contrast_backward(v, self._chains_from(v, k, generator).reshape(-1, self.n_visible))
+        integer("k", k)
+        grads = self._gradients()
+        v_model = self._fused_step(v, None, k, generator, grads)
+        if v_model is None:
+            v_model = self._chains_from(v, k, generator).reshape(-1, self.n_visible)
+            self._contrast_backward(v, v_model, grads)
+        return v_model
 
     def pcd_backward(self, v: Tensor, k: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
         """Do what `pcd_loss(v, k).backward()` does to cleared gradients, without a graph and without the loss: faster.
@@ -151,7 +158,12 @@ class Trained(Module):
             ...     optimizer.step()
         """
         v = self._visible(v)
-        v_model = self._contrast_backward(v, self._next_chains(v, k, generator))
+        self._start_chains(v, k, generator)
+        grads = self._gradients()
+        v_model = self._fused_step(v, self.chains, k, generator, grads)
+        if v_model is None:
+            v_model = self._next_chains(v, k, generator)
+            self._contrast_backward(v, v_model, grads)
         self.chains.copy_(v_model)
         return v_model
 
@@ -171,11 +183,15 @@ class Trained(Module):
         except ValueError:
             return self._advance(self.visible.drawn(v.detach(), generator), k, generator)
 
-    def _next_chains(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
-        """The persistent chains after k sweeps; the first call starts one for each row of v."""
+    def _start_chains(self, v: Tensor, k: int, generator: torch.Generator | None) -> None:
+        """Start a persistent chain for each row of v where there are none."""
         integer("k", k)
         if self.n_chains == 0:
             self.reset_chains(v.numel() // self.n_visible, generator=generator)
+
+    def _next_chains(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+        """The persistent chains after k sweeps; the first call starts one for each row of v."""
+        self._start_chains(v, k, generator)
         return self._advance(self.chains, k, generator)
 
     def _loss(self, v_data: Tensor, v_model: Tensor) -> Tensor:
@@ -189,19 +205,30 @@ class Trained(Module):
                 check_finite(self, step=self._n_losses, loss=value)
         return loss
 
-    def _contrast_backward(self, v_data: Tensor, v_model: Tensor) -> Tensor:
-        W, _, hbias = parameters = self._parameters_now()
+    def _fused_step(
+        self, v: Tensor, chains: Tensor | None, k: int, generator: torch.Generator | None, grads: list[Tensor]
+    ) -> Tensor | None:
+        """The states of a step whose gradients are written over `grads`; None where there is no op for it."""
+        if type(self.visible) is not Binary or type(self.hidden) is not Binary:
+            return None
+        return fused_step(self._parameters_now(), v, chains, k, generator, grads)
+
+    def _gradients(self) -> list[Tensor]:
+        """Where a backward writes the gradients of W, vbias, hbias and the layers' own parameters."""
         grads = []
-        for p in (*parameters, *self.visible.parameters(), *self.hidden.parameters()):
+        for p in (*self._parameters_now(), *self.visible.parameters(), *self.hidden.parameters()):
             if not p.is_leaf:
                 raise RuntimeError("a parameter is computed from others (parametrized): use cd_loss or pcd_loss")
             if p.grad is None and p.requires_grad:
                 p.grad = torch.empty_like(p)
             grads.append(torch.empty_like(p) if p.grad is None or not p.requires_grad else p.grad)
+        return grads
+
+    def _contrast_backward(self, v_data: Tensor, v_model: Tensor, grads: list[Tensor]) -> None:
+        W, _, hbias = self._parameters_now()
         rows = torch.cat([v_data.reshape(-1, self.n_visible), v_model])
         weights = self._mean_weights(rows.shape[0] - v_model.shape[0], v_model.shape[0])
         contrast_grad_(rows, weights, W, hbias, grads, self.visible, self.hidden)
-        return v_model
 
     def _mean_weights(self, n_data: int, n_model: int) -> Tensor:
         """1 / n_data for the rows of data, -1 / n_model for those of the model; kept for the next call."""

@@ -14,12 +14,14 @@ from genfast.ops.poly_spline import cubic_spline, linear_spline, quadratic_splin
 from genfast.ops.radial import radial_flow, radial_flow_inverse
 from genfast.ops.rbm import rbm_free_energy, rbm_gibbs
 from genfast.ops.rbm_ais import rbm_ais
+from genfast.ops.rbm_cd import RbmStep, rbm_cd
 from genfast.ops.rbm_pseudo_likelihood import rbm_pseudo_likelihood
 from genfast.ops.rq_spline import rational_quadratic_spline
 from genfast.ops.sylvester import sylvester_flow, sylvester_flow_inverse
 from genfast.ops.tempering import exchange_swap, tempering_swap
 
 __all__ = [
+    "RbmStep",
     "actnorm",
     "actnorm_conv1x1",
     "additive_coupling",
@@ -46,6 +48,7 @@ __all__ = [
     "radial_flow_inverse",
     "rational_quadratic_spline",
     "rbm_ais",
+    "rbm_cd",
     "rbm_free_energy",
     "rbm_gibbs",
     "rbm_joint_energy",

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from genfast import _native
 from genfast._backend import use_reference
@@ -21,7 +22,7 @@ _NOT_BINARY = 2  # a bit of the kernel's status: see RbmStatus in rbm.h
 
 # Products (chain, visible unit, hidden unit) of one call of the kernel: half a second of the slowest one. A longer call
 # is cut into several, so that an interrupt is heard in between; the chain is the same, bit for bit.
-_SLICE = 2**31
+SLICE = 2**31
 
 
 def _outputs(
@@ -39,11 +40,11 @@ def _gibbs(
     if W.dtype not in (torch.float32, torch.float64):
         W, vbias, hbias = W.float(), vbias.float(), hbias.float()
     n, products = v.shape[0], W.shape[0] * W.shape[1]
-    if n * n_steps * products <= _SLICE:
+    if n * n_steps * products <= SLICE:
         outputs = _slice(states, W, vbias, hbias, beta, clamp, seed, n_steps, first_chain, first_step)
     else:
-        block = min(n, max(64, _SLICE // products // 64 * 64))
-        steps = max(1, _SLICE // (block * products))
+        block = min(n, max(64, SLICE // products // 64 * 64))
+        steps = max(1, SLICE // (block * products))
         parts = []
         for i in range(0, n, block):
             out_v, part = states[i : i + block], slice(i, i + block)
@@ -73,11 +74,25 @@ def _slice(
     if status is not None:
         returned = int(status)
     if returned:
-        _refuse(returned, v)
+        refuse_states(returned, v)
     return out_v, out_h
 
 
-def _refuse(status: int, v: Tensor) -> None:
+def gibbs_states(
+    v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor, seed: Tensor, n_steps: int, first_chain: int, first_step: int
+) -> Tensor:
+    """The visible states after n_steps sweeps of plain rows, on the backend in use."""
+    if use_reference(v):
+        return reference.rbm_gibbs(
+            v, W, vbias, hbias, seed=seed, n_steps=n_steps, first_chain=first_chain, first_step=first_step
+        )[0]
+    beta = v.new_ones(1, dtype=torch.float32)
+    states: Tensor = _gibbs_op(v, W, vbias, hbias, beta, None, seed, n_steps, first_chain, first_step)[0]
+    return states
+
+
+def refuse_states(status: int, v: Tensor) -> None:
+    """Raise the error that a status of the kernel stands for, if it is one for states of this dtype."""
     if status & _NOT_BINARY:
         raise ValueError("v: expected states that are 0 or 1, got other values")
     if not v.is_floating_point():
@@ -270,9 +285,19 @@ def _energies(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tenso
 
 
 def _energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor]:
-    p, energy = state_product(v, W, init=hbias), v.new_empty(v.shape[:1])
-    _native.rbm_free_energy(v, vbias, p, energy)
-    return energy, p
+    p = state_product(v, W, init=hbias)
+    return rows_energy(v, vbias, p), p
+
+
+def rows_energy(v: Tensor, vbias: Tensor, fields: Tensor) -> Tensor:
+    """F(v) of rows with the hidden fields b + vW, over which P(h = 1 | v) is written."""
+    if use_reference(v):
+        energy = -(v @ vbias) + functional.logsigmoid(-fields).sum(-1)
+        fields.sigmoid_()
+        return energy
+    energy = v.new_empty(v.shape[:1])
+    _native.rbm_free_energy(v, vbias, fields, energy)
+    return energy
 
 
 def _energy_gradients(

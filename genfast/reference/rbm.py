@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from genfast.reference._gibbs import accept, fixed_point_exponent, uniform_words
 
-__all__ = ["quantise", "rbm_free_energy", "rbm_gibbs"]
+__all__ = ["drawn_states", "quantise", "rbm_cd", "rbm_free_energy", "rbm_gibbs"]
 
-HIDDEN_STREAM, VISIBLE_STREAM = 1, 2
+HIDDEN_STREAM, VISIBLE_STREAM, START_STREAM = 1, 2, 7
 
 
 def quantise(W: Tensor, vbias: Tensor, hbias: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -119,3 +119,44 @@ def rbm_free_energy(v: Tensor, W: Tensor, vbias: Tensor, hbias: Tensor) -> Tenso
     """
     # -logsigmoid(-x) is softplus without torch's linear cut-off, and its derivatives are stable to second order.
     return -(v @ vbias) + functional.logsigmoid(-(v @ W + hbias)).sum(-1)
+
+
+def drawn_states(v: Tensor, seed: int | Tensor, first_chain: int = 0, first_step: int = 0) -> Tensor:
+    """0/1 states of which each unit is 1 with the probability v; 0/1 states stay as they are, and NaN stays NaN.
+
+    The random words are those of stream 7 at the chain, the unit and the step, in `v [N, n_visible]`; a unit is 1 where
+    u < v with u = float32(word >> 1) * 2^-31 + 2^-32.
+    """
+    if v.device.type == "cpu" and bool(((v == 0) | (v == 1)).all()):
+        return v
+    seed = torch.as_tensor(seed, dtype=torch.int64, device=v.device).reshape(())
+    chains = torch.arange(v.shape[0], device=v.device) + first_chain
+    words = uniform_words(seed, chains, v.shape[1], first_step, START_STREAM)
+    u = (words >> 1).float() * 2.0**-31 + 2.0**-32
+    return torch.where(v.isnan(), v, ((u < v) | (v >= 1)).to(v.dtype))
+
+
+def rbm_cd(
+    v: Tensor,
+    W: Tensor,
+    vbias: Tensor,
+    hbias: Tensor,
+    *,
+    seed: int | Tensor,
+    k: int = 1,
+    chains: Tensor | None = None,
+    first_chain: int = 0,
+    first_step: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One step of contrastive divergence; the arguments are those of `genfast.ops.rbm_cd`, with rows v.
+
+    Returns:
+        The gradients of mean F(v) - mean F(v') in W, vbias and hbias, the states v' after k sweeps, and that value.
+    """
+    start = drawn_states(v, seed, first_chain, first_step) if chains is None else chains
+    model, _ = rbm_gibbs(start, W, vbias, hbias, seed=seed, n_steps=k, first_chain=first_chain, first_step=first_step)
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (W, vbias, hbias)]
+        loss = rbm_free_energy(v, *leaves).mean() - rbm_free_energy(model, *leaves).mean()
+        of_W, of_vbias, of_hbias = torch.autograd.grad(loss, leaves)
+    return of_W, of_vbias, of_hbias, model, loss.detach()

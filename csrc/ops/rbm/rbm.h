@@ -12,8 +12,16 @@ struct RbmSizes {
   int64_t n, nv, nh;  // chains or rows, visible units, hidden units
 };
 
-// Reasons why states cannot be drawn, as bits of RbmGibbs::status.
-enum RbmStatus : int32_t { kRbmNotFinite = 1, kRbmNotBinary = 2, kRbmBadBeta = 4 };
+// Reasons why states cannot be drawn, as bits of RbmGibbs::status; and (from kRbmCoarse on) why rbm_cd left its work to
+// others: fixed point rounds too much for statistics, start values that are no probabilities, another device.
+enum RbmStatus : int32_t {
+  kRbmNotFinite = 1,
+  kRbmNotBinary = 2,
+  kRbmBadBeta = 4,
+  kRbmCoarse = 8,
+  kRbmNotProbability = 16,
+  kRbmElsewhere = 32
+};
 
 // Shapes and dtypes: rbm_args.cpp.
 struct RbmGibbs {
@@ -101,8 +109,51 @@ struct RbmSparseProduct {
   Stream stream;
 };
 
+// A step of contrastive divergence: k sweeps of chains, and the gradients in W, vbias and hbias of
+// mean F(data) - mean F(chains). Without data they are those of -mean F(chains).
+struct RbmCd {
+  RbmSizes size;  // n chains
+  int64_t n_data;
+  const float* data;   // 0 and 1; null: none
+  const float* start;  // of the chains; null: the data
+  bool draws;          // where start is not 0 or 1, it is the probability of 1
+  const float *W, *vbias, *hbias;
+  const int64_t* seed;
+  int64_t n_steps;
+  uint32_t first_chain, first_step;
+  float *out_v, *grad_W, *grad_vbias, *grad_hbias;
+  float* loss;  // null: not wanted
+  int32_t* status;
+  int32_t* workspace;  // RbmCdWorkspace
+  Stream stream;
+};
+
+// Where things lie in RbmCd::workspace, in units of int32, behind those of its machine.
+struct RbmCdWorkspace {
+  RbmWorkspace machine;
+  int64_t words_data, words;  // words of 32 rows: of the data, and of the data with the chains behind them
+  int64_t data;               // bits of the data, as those of the chains
+  int64_t columns;            // the same bits by unit: 64 panels_v rows of `words`
+  int64_t p;                  // [4 panels_h, 32 words, 16] float: P(h = 1), times the weight of its row
+  int64_t softplus;           // [panels_h, 32 words] float: sums over the units of a panel
+  int64_t zeros;              // [64 panels_h]
+  int64_t total;
+
+  explicit RbmCdWorkspace(const RbmCd& f) : machine(f.size) {
+    words_data = (f.n_data + 31) / 32;
+    words = words_data + (f.size.n + 31) / 32;
+    const int64_t panels_v = machine.panels_v, panels_h = machine.panels_h;
+    data = machine.total;
+    columns = data + (f.n_data + 63) / 64 * 64 * 2 * panels_v;
+    p = columns + kRbmPanel * panels_v * words;
+    softplus = p + kRbmPanel * panels_h * kRbmWord * words;
+    zeros = softplus + panels_h * kRbmWord * words;
+    total = zeros + kRbmPanel * panels_h;
+  }
+};
+
 }  // namespace gf
 
 // rbm_sparse_product returns false, and writes nothing, where a dense product is the better choice.
 GF_DECLARE_BACKENDS(void rbm_gibbs(const RbmGibbs&); void rbm_free_energy(const RbmFreeEnergy&);
-                    bool rbm_sparse_product(const RbmSparseProduct&))
+                    bool rbm_sparse_product(const RbmSparseProduct&); void rbm_cd(const RbmCd&))

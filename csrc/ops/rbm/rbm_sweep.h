@@ -191,41 +191,59 @@ GF_HD void set_panel(const H& h, int64_t begin, int64_t count, int64_t panel, co
 // Where the lanes of register r of a row of weights lie: strips are `strip` apart.
 GF_HD int64_t in_strips(int64_t r, int64_t strip) { return r * kLanes / kRbmStrip * strip + r * kLanes % kRbmStrip; }
 
-template <class H>
-inline void sweep_rows(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
-  using V = typename H::Lanes;
-  constexpr int64_t kChains = 256;                                        // chains whose lists are kept at once
-  constexpr int kPart = 2 * kDrawn < kRbmPanel ? 2 * kDrawn : kRbmPanel;  // output units that are summed at once
-  constexpr int kRegisters = kPart / kLanes;
-  const int64_t units = h.in_words * kRbmWord, strip = units * kRbmStrip;
-  const int64_t end = group1 * kLanes < h.chains ? group1 * kLanes : h.chains;
-  Scratch<uint32_t> lists((end - group0 * kLanes < kChains ? end - group0 * kLanes : kChains) * units);
-  int64_t start[kChains + 1];
-  uint64_t drawn[kChains];
-  for (int64_t begin = group0 * kLanes; begin < end; begin += kChains) {
+// Where the rows of the active input units of a block of chains lie in a strip of weights.
+class ActiveUnits {
+ public:
+  static constexpr int64_t kChains = 256;
+  ActiveUnits(int64_t chains, int64_t units) : lists_((chains < kChains ? chains : kChains) * units) {}
+
+  // Lists those of the chains [begin, end), at most kChains, and returns how many chains these are.
+  template <class H>
+  int64_t list(const H& h, int64_t begin, int64_t end) {
     const int64_t count = end - begin < kChains ? end - begin : kChains;
-    uint32_t* list = lists.get();
+    uint32_t* list = lists_.get();
     for (int64_t c = 0; c < count; ++c) {
-      start[c] = list - lists.get();
+      start_[c] = list;
       const int64_t chain = begin + c;
       const uint32_t* words = h.in + chain / kLanes * h.in_stride + chain % kLanes;
       for (int64_t w = 0; w < h.in_words; ++w)
         for (uint32_t bits = words[w * kLanes]; bits; bits &= bits - 1)
-          *list++ = static_cast<uint32_t>(w * kRbmWord + __builtin_ctz(bits));
+          *list++ = static_cast<uint32_t>((w * kRbmWord + __builtin_ctz(bits)) * kRbmStrip);
     }
-    start[count] = list - lists.get();
+    start_[count] = list;
+    return count;
+  }
+  const uint32_t* begin(int64_t chain) const { return start_[chain]; }
+
+ private:
+  Scratch<uint32_t> lists_;
+  const uint32_t* start_[kChains + 1];
+};
+
+template <class H>
+inline void sweep_rows(const H& h, int64_t group0, int64_t group1, int64_t panel0, int64_t panel1) {
+  using V = typename H::Lanes;
+  constexpr int kPart = 2 * kDrawn < kRbmPanel ? 2 * kDrawn : kRbmPanel;  // output units that are summed at once
+  constexpr int kRegisters = kPart / kLanes;
+  const int64_t units = h.in_words * kRbmWord, strip = units * kRbmStrip;
+  const int64_t end = group1 * kLanes < h.chains ? group1 * kLanes : h.chains;
+  ActiveUnits active(end - group0 * kLanes, units);
+  uint64_t drawn[ActiveUnits::kChains];
+  for (int64_t begin = group0 * kLanes; begin < end; begin += active.kChains) {
+    const int64_t count = active.list(h, begin, end);
     for (int64_t panel = panel0; panel < panel1; ++panel) {
       for (int64_t c = 0; c < count; ++c) {
         drawn[c] = 0;
         for (int part = 0; part < kRbmPanel; part += kPart) {
           const int64_t unit = panel * kRbmPanel + part;
-          const auto* rows = h.weights + unit * units;
+          constexpr int kStrips = kPart / kRbmStrip, kEach = kRbmStrip / kLanes;  // registers of a strip
+          decltype(h.weights) rows[kStrips];
+          for (int i = 0; i < kStrips; ++i) rows[i] = h.weights + (unit + i * kRbmStrip) * units;
           V field[kRegisters];
           for (int r = 0; r < kRegisters; ++r) field[r] = load_lanes<V>(h.bias + unit + r * kLanes);
-          for (int64_t i = start[c]; i < start[c + 1]; ++i) {
-            const auto* row = rows + static_cast<int64_t>(lists.get()[i]) * kRbmStrip;
+          for (const uint32_t* i = active.begin(c); i < active.begin(c + 1); ++i) {
 #pragma GCC unroll 8
-            for (int r = 0; r < kRegisters; ++r) field[r] += load_lanes<V>(row + in_strips(r, strip));
+            for (int r = 0; r < kRegisters; ++r) field[r] += load_lanes<V>(rows[r / kEach] + *i + r % kEach * kLanes);
           }
           for (int r = 0; r < kRegisters; r += 4)
             drawn[c] |= draw_units(h, field + r, unit + r * kLanes, begin + c) << (part + r * kLanes);
@@ -302,7 +320,8 @@ inline void sweep_sums(const H& h, int64_t group0, int64_t group1, int64_t panel
 }
 
 // The share of active units in the groups [group0, group1).
-inline double density(const RbmHalfSweep& h, int64_t group0, int64_t group1) {
+template <class H>
+inline double density(const H& h, int64_t group0, int64_t group1) {
   int64_t on = 0;
   const int64_t count = h.in_words * kLanes;
   for (int64_t group = group0; group < group1; ++group)
