@@ -47,16 +47,10 @@ class DenseChains(DenseEnergy):
             The last states, in the shape and dtype of s. See `genfast.ops.boltzmann_gibbs`.
         """
         real("s", s, self.n_units)
-        try:
-            return self._sweeps(
-                s, n_sweeps=n_gibbs_steps, temperature=self._per_chain(temperature), clamp=clamp, order=order,
-                generator=generator, seed=seed, first_chain=first_chain, first_step=first_step,
-            )  # fmt: skip
-        except ValueError:
-            self._checked("s", s, self.n_units)  # says more, where it is s
-            if self.nonfinite_check:
-                check_finite(self)  # or a parameter
-            raise
+        return self._sweeps(
+            s, n_sweeps=n_gibbs_steps, temperature=temperature, clamp=clamp, order=order, generator=generator,
+            seed=seed, first_chain=first_chain, first_step=first_step,
+        )  # fmt: skip
 
     @torch.no_grad()
     def initial_states(self, n_chains: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -185,10 +179,21 @@ class DenseChains(DenseEnergy):
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
-    def _sweeps(self, s: Tensor, **options: Any) -> Tensor:
-        with torch.no_grad():
-            J = self.J
-        out: Tensor = ops.boltzmann_gibbs(s, J, self.bias, values=self.values, **options)
+    def _sweeps(
+        self, s: Tensor, *, J: Tensor | None = None, temperature: float | Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """`ops.boltzmann_gibbs`; J is that of the machine, where the caller has it already."""
+        T = self._per_chain(temperature)
+        if J is None:
+            with torch.no_grad():
+                J = self.J
+        try:
+            out: Tensor = ops.boltzmann_gibbs(s, J, self.bias, values=self.values, temperature=T, **options)
+        except ValueError:
+            self._checked("s", s, self.n_units)  # says more, where it is s
+            if self.nonfinite_check:
+                check_finite(self)  # or a parameter
+            raise
         return out
 
     def _with_hidden(self, v: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,6 +1,7 @@
 """The path of annealed importance sampling of a dense machine, over all of its units."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from genfast.ops._sampling import seed_tensor
 from genfast.reference._gibbs import accept_logit, uniform_words
 
 _START = 7  # the stream of random words that draw the states chains start from: kStreamStart in philox.h
-_EXACT_HIDDEN = 16
+_EXACT_HIDDEN, _SWEEPS = 16, 200
+_LATE = 1 << 30  # a step that no ladder comes to: random numbers of its own
 
 
 def base_fields(base: Tensor | None, n_visible: int, bias: Tensor, values: Values) -> Tensor:
@@ -72,22 +74,25 @@ class DensePath:
     def step(self, state: Tensor, beta: float, *, seed: int | Tensor, first_run: int = 0, step: int = 0) -> Tensor:
         """A sweep that leaves f_beta invariant."""
         bias = (self.bias.double() * beta + self.base * (1 - beta)).to(self.bias.dtype)
+        return self._sweep(state, self.J * beta, bias, seed, first_run, step)
+
+    def _sweep(
+        self, s: Tensor, J: Tensor, bias: Tensor, seed: int | Tensor, first: int, step: int, **options: Any
+    ) -> Tensor:
         out: Tensor = ops.boltzmann_gibbs(
-            state, self.J * beta, bias, values=self.values, seed=seed, first_chain=first_run, first_step=step
+            s, J, bias, values=self.values, seed=seed, first_chain=first, first_step=step, **options
         )
         return out
 
     def from_samples(self, v: Tensor, *, seed: int | Tensor, first_run: int = 0) -> Tensor:
-        """Draws of f_1 from exact samples of the machine, for reverse annealing.
+        """Draws of f_1 from samples of the machine, for reverse annealing.
 
         Args:
-            v: samples of all units `[N, n]`, or of the visible ones `[N, n_visible]`; to these the hidden units are
-                drawn from their exact conditional distribution.
+            v: samples of all units `[N, n]`, or of the visible ones `[N, n_visible]`. To these up to 16 hidden units
+                are drawn from their exact conditional distribution; more are as far as 200 sweeps, with v clamped,
+                have come to it.
             seed: of the hidden units.
             first_run: number of the first row.
-
-        Raises:
-            ValueError: v alone of a machine with more than 16 hidden units, whose distribution is not enumerated.
         """
         n, nv = len(self.base), self.n_visible
         real("v", v, n if v.shape[-1] == n else nv)
@@ -95,10 +100,10 @@ class DensePath:
         if v.shape[-1] == n:
             return v
         if n - nv > _EXACT_HIDDEN:
-            raise ValueError(
-                f"v: the machine has {n - nv} hidden units, want at most {_EXACT_HIDDEN} to draw them exactly given v; "
-                "give samples of all units, [N, n]"
-            )
+            odds = log_odds(self.bias[nv:].double(), self.values).expand(len(v), -1)
+            s = torch.cat([v, self._independent(odds, seed, first_run, unit=nv)], 1)
+            clamp = torch.arange(n, device=v.device) < nv
+            return self._sweep(s, self.J, self.bias, seed, first_run, _LATE, n_sweeps=_SWEEPS, clamp=clamp)
         # one hidden unit after the other, each given those before it: the rest is summed out
         s = torch.cat([v, v.new_zeros(len(v), n - nv)], 1)
         for i in range(nv, n):

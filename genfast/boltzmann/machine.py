@@ -98,24 +98,29 @@ class BoltzmannMachine(DenseChains):
     # -- the pseudo-likelihood ----------------------------------------------------------------------------------------
 
     def pseudo_likelihood(
-        self, v: Tensor, *, n_sweeps: int | None = None, generator: torch.Generator | None = None
+        self, v: Tensor, *, exact: bool = True, n_sweeps: int = 100, generator: torch.Generator | None = None
     ) -> Tensor:
         """The pseudo-log-likelihood sum_i log p(v_i | v_-i) of v `[..., n_visible]`; returns `[...]`, differentiable.
 
         Without hidden units one product gives the fields of all units. Up to 25 hidden ones are summed out for v and
-        for v with each unit flipped. With `n_sweeps` they are sampled instead: one random unit a row stands for all
-        (its term times n_visible), p(v_i | v_-i) is the mean of p(v_i | v_-i, h) over the second half of n_sweeps
-        sweeps of h and v_i, and there is no gradient; log p is then biased down by half of the mean's relative
-        variance.
+        for v with each unit flipped.
+
+        Args:
+            v: visible states.
+            exact: False samples the hidden units instead of summing them out: one random unit a row stands for all (its
+                term times n_visible), p(v_i | v_-i) is the mean of p(v_i | v_-i, h) over sweeps of h and v_i, and there
+                is no gradient. log p is then biased down by half of the mean's relative variance.
+            n_sweeps: number of these sweeps, of which the second half counts.
+            generator: draws the units and the sweeps.
 
         Raises:
-            ValueError: more than 25 hidden units without n_sweeps.
+            ValueError: v is not made of states, or there are more than 25 hidden units to sum out.
 
         Source:
             Besag 1975, "Statistical analysis of non-lattice data".
         """
         v = self._checked("v", v, self.n_visible)
-        if n_sweeps is not None and self.n_hidden:
+        if not exact and self.n_hidden:
             return self._sampled_pseudo_likelihood(v, integer("n_sweeps", n_sweeps), generator)
         J, bias, nv = *self._scaled(), self.n_visible
         signs = 2 * to_bits(v, self.values) - 1
@@ -123,7 +128,7 @@ class BoltzmannMachine(DenseChains):
         odds = log_odds(fields[..., :nv] + bias[:nv], self.values)
         if not self.n_hidden:
             return F.logsigmoid(signs * odds).sum(-1)
-        self._enumerable("pseudo_likelihood", self.n_hidden, "hidden units", "n_sweeps=, which samples them")
+        self._enumerable("pseudo_likelihood", self.n_hidden, "hidden units", "exact=False, which samples them")
         seen = (fields[..., nv:] + bias[nv:]).reshape(-1, 1, self.n_hidden)
         turned = signs * (1 if self.values == "01" else 2)  # v_i - (v_i flipped)
         others = seen - turned.reshape(-1, nv, 1) * J[:nv, nv:]
@@ -147,15 +152,17 @@ class BoltzmannMachine(DenseChains):
         rows = v.reshape(-1, self.n_visible)
         at = v.device if generator is None else generator.device
         unit = torch.randint(self.n_visible, (len(rows), 1), device=at, generator=generator).to(v.device)
-        upper = to_bits(rows.gather(1, unit), self.values) == 1
+        upper = to_bits(rows.gather(1, unit), self.values)[:, 0] == 1
         clamp = torch.ones_like(rows, dtype=torch.bool).scatter(1, unit, False)
         clamp = self._mask("clamp", clamp, (rows.shape,))
-        s, p = self._with_hidden(rows, generator), torch.zeros_like(unit, dtype=torch.float64)
+        J, wide = self.J, self._dtype()
+        J_of, bias_of = J[unit[:, 0]].to(wide) / self.temperature, self.bias[unit[:, 0]].to(wide) / self.temperature
+        s, p = self._with_hidden(rows, generator), torch.zeros_like(bias_of, dtype=torch.float64)
         for step in range(n_sweeps):
-            s = self.gibbs(s, 1, clamp=clamp, generator=generator)
+            s = self._sweeps(s, J=J, clamp=clamp, generator=generator)
             if step >= n_sweeps // 2:
-                here = self.conditional(s).gather(1, unit).double()
-                p += torch.where(upper, here, 1 - here)
+                odds = log_odds((s * J_of).sum(1) + bias_of, self.values).double()
+                p += torch.sigmoid(torch.where(upper, odds, -odds))
         terms = self.n_visible * (p / (n_sweeps - n_sweeps // 2)).log()
         return terms.reshape(v.shape[:-1]).to(v.dtype)
 
@@ -214,6 +221,24 @@ class BoltzmannMachine(DenseChains):
                 break
         return m
 
+    def variational_free_energy(self, v: Tensor, means: Tensor | None = None) -> Tensor:
+        """E(v, m) / T - H(m), with the entropy H of independent hidden units of these means: at least F(v); `[...]`.
+
+        -variational_free_energy(v) - log Z is a lower bound on log p(v), for machines of any size; `log_likelihood`
+        takes it where there are more than 25 hidden units. Differentiable in the parameters with the means held, which
+        at the mean field is the whole gradient.
+
+        Args:
+            v: visible states `[..., n_visible]`, or expectations.
+            means: of the hidden units, `[..., n_hidden]`; by default those of `mean_field(v)`.
+        """
+        v = self._checked("v", v, self.n_visible, means=True)
+        m = self.mean_field(v) if means is None else self._checked("means", means, self.n_hidden, means=True)
+        p = to_bits(m, self.values)
+        entropy = (torch.special.entr(p) + torch.special.entr(1 - p)).sum(-1)
+        bound: Tensor = self.energy(torch.cat([v, m], -1)) / self.temperature - entropy
+        return bound
+
     @torch.no_grad()
     def sample_hidden(
         self, v: Tensor, n_steps: int = 10, *, h: Tensor | None = None, generator: torch.Generator | None = None
@@ -229,6 +254,10 @@ class BoltzmannMachine(DenseChains):
         Returns:
             States of all units `[N, n]`, v first.
         """
+        return self._given(v, n_steps, h, self.J, generator)
+
+    def _given(self, v: Tensor, n_steps: int, h: Tensor | None, J: Tensor, generator: torch.Generator | None) -> Tensor:
+        """`sample_hidden` with the couplings J."""
         v = self._checked("v", v, self.n_visible, means=True).reshape(-1, self.n_visible).to(self.bias.dtype)
         v = self._drawn(v, generator)
         if not self.n_hidden:
@@ -241,7 +270,7 @@ class BoltzmannMachine(DenseChains):
                 raise ValueError(f"h: got shape {list(h.shape)}, want [N, n_hidden] = {[len(v), self.n_hidden]}")
             s = torch.cat([v, h.to(v.dtype)], 1)
         clamp = torch.arange(self.n_units, device=v.device) < self.n_visible
-        return self.gibbs(s, n_steps, clamp=clamp, generator=generator)
+        return self._sweeps(s, J=J, n_sweeps=n_steps, clamp=clamp, generator=generator)
 
     def contrastive_loss(self, s_data: Tensor, s_model: Tensor) -> Tensor:
         """The loss (mean E(s_data) - mean E(s_model)) / T over states of all units, `[..., n]`, held constant.
@@ -294,8 +323,7 @@ class BoltzmannMachine(DenseChains):
             Tieleman 2008, "Training restricted Boltzmann machines using approximations to the likelihood gradient";
             Salakhutdinov & Hinton 2009, "Deep Boltzmann machines", for the mean-field phase.
         """
-        data = self._clamped_phase(v, k_data, h, clamped, generator)
-        model = self._next_chains(len(data), k, generator)
+        data, model = self._phases(True, v, k, k_data=k_data, h=h, clamped=clamped, generator=generator)
         loss = self.contrastive_loss(data, model)
         self.chains.copy_(model)
         return loss
@@ -317,8 +345,9 @@ class BoltzmannMachine(DenseChains):
         Source:
             Hinton 2002, "Training products of experts by minimizing contrastive divergence".
         """
-        data = self._clamped_phase(v, k_data, h, clamped, generator)
-        return self.contrastive_loss(data, self.gibbs(self._drawn(data, generator), k, generator=generator))
+        return self.contrastive_loss(
+            *self._phases(False, v, k, k_data=k_data, h=h, clamped=clamped, generator=generator)
+        )
 
     def pcd_backward(self, v: Tensor, k: int = 1, **options: Any) -> tuple[Tensor, Tensor]:
         """Do what `pcd_loss(v, k, ...).backward()` does to cleared gradients, without a graph and without the loss.
@@ -369,32 +398,38 @@ class BoltzmannMachine(DenseChains):
         return from_bits(drawn(bits, generator), self.values)
 
     @torch.no_grad()
-    def _clamped_phase(
-        self, v: Tensor, k_data: int, h: Tensor | None, clamped: ClampedPhase, generator: torch.Generator | None
-    ) -> Tensor:
-        """Rows of all units with v clamped: samples, or expectations."""
+    def _phases(
+        self,
+        persistent: bool,
+        v: Tensor,
+        k: int,
+        *,
+        k_data: int = 10,
+        h: Tensor | None = None,
+        clamped: ClampedPhase = "gibbs",
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of all units with v clamped, samples or expectations; and the states of the free phase."""
         if clamped not in ("gibbs", "mean_field"):
             raise ValueError(f"clamped: got {clamped!r}, want 'gibbs' or 'mean_field'")
         if h is not None and (not self.n_hidden or clamped == "mean_field"):
             why = "the machine has no hidden units" if not self.n_hidden else "the mean field starts from none"
             raise ValueError(f"h: got hidden states, but {why}")
-        integer("k_data", k_data)
-        rows = self._checked("v", v, self.n_visible, means=True).reshape(-1, self.n_visible).to(self.bias.dtype)
-        if not self.n_hidden:
-            return rows
-        if clamped == "mean_field":
-            return torch.cat([rows, self.mean_field(rows).to(rows.dtype)], 1)
-        s = self.sample_hidden(rows, k_data, h=h, generator=generator)
-        if h is not None:
-            h.copy_(s[:, self.n_visible :])
-        return s
-
-    def _next_chains(self, n: int, k: int, generator: torch.Generator | None) -> Tensor:
-        """The persistent chains after k sweeps; the first call starts n."""
         integer("k", k)
-        if self.n_chains == 0:
-            self.reset_chains(n, generator=generator)
-        return self.gibbs(self.chains, k, generator=generator)
+        integer("k_data", k_data)
+        J = self.J
+        data = self._checked("v", v, self.n_visible, means=True).reshape(-1, self.n_visible).to(self.bias.dtype)
+        if self.n_hidden and clamped == "mean_field":
+            data = torch.cat([data, self.mean_field(data).to(data.dtype)], 1)
+        elif self.n_hidden:
+            data = self._given(data, k_data, h, J, generator)
+        if persistent and self.n_chains == 0:
+            self.reset_chains(len(data), generator=generator)
+        start = self.chains if persistent else self._drawn(data, generator)
+        model = self._sweeps(start, J=J, n_sweeps=k, generator=generator)
+        if h is not None:
+            h.copy_(data[:, self.n_visible :])
+        return data, model
 
     def _statistics(self, data: Tensor, model: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The gradients of `contrastive_loss` in couplings and bias."""
@@ -407,25 +442,11 @@ class BoltzmannMachine(DenseChains):
         return moments(rows, weights, out), -_dense.matmul(weights, rows)
 
     @torch.no_grad()
-    def _backward(
-        self,
-        persistent: bool,
-        v: Tensor,
-        k: int,
-        *,
-        k_data: int = 10,
-        h: Tensor | None = None,
-        clamped: ClampedPhase = "gibbs",
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def _backward(self, persistent: bool, v: Tensor, k: int, **options: Any) -> tuple[Tensor, Tensor]:
         parameters = [p for p in map(self._parameters.get, ("couplings", "bias")) if p is not None and p.is_leaf]
         if len(parameters) < 2:
             raise RuntimeError("a parameter is computed from others (parametrized): use cd_loss or pcd_loss")
-        data = self._clamped_phase(v, k_data, h, clamped, generator)
-        if persistent:
-            model = self._next_chains(len(data), k, generator)
-        else:
-            model = self.gibbs(self._drawn(data, generator), k, generator=generator)
+        data, model = self._phases(persistent, v, k, **options)
         old, wide = self.couplings.grad, self._dtype()
         room = old if old is not None and old.dtype == wide and old.is_contiguous() else None
         for p, grad in zip(parameters, self._statistics(data.to(wide), model.to(wide), room), strict=True):

@@ -169,7 +169,7 @@ class Recipe(_base.Recipe[BMOptions]):
         else:
             generator = torch.Generator(rows.device).manual_seed(0)
             some = rows[:_SAMPLED_ROWS]
-            pseudo = machine.pseudo_likelihood(some, n_sweeps=_SAMPLED_SWEEPS, generator=generator)
+            pseudo = machine.pseudo_likelihood(some, exact=False, n_sweeps=_SAMPLED_SWEEPS, generator=generator)
         found = {"pseudo_likelihood": float(pseudo.mean())}
         if machine.n_units <= _ENUMERATED:
             found["log_likelihood"] = float(machine.log_prob(rows).mean())
@@ -248,6 +248,10 @@ class Recipe(_base.Recipe[BMOptions]):
         shape = _pictures.image_shape(self.dim, self.shape)
         picture = _pictures.image_samples(shown[: 20 * 20], shape, title=what)
         return _base.Samples(v, f"{n} states of {self.dim} units, {what}", {"samples.png": picture})
+
+    def evaluated_rows(self, source: data.Dataset) -> Tensor:
+        """The images as states."""
+        return source.binarized().x
 
     @torch.no_grad()
     def _draw(self, n: int, options: BMSampleOptions, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:

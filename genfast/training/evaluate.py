@@ -11,13 +11,14 @@ from torch import Tensor
 
 from genfast import data
 from genfast._errors import RunError
-from genfast.boltzmann import LogLikelihood, LogPartition, ais_bracket, exact_log_z, log_likelihood
+from genfast.boltzmann import BoltzmannMachine, LogLikelihood, LogPartition, ais_bracket, exact_log_z, log_likelihood
 from genfast.boltzmann import pseudo_log_likelihood as pseudo
 from genfast.recipes._options import MAX_SEED, Field
 from genfast.training import files
 from genfast.training.saved import load_recipe
 
 EVALUATION = "evaluation.json"
+_SUMMED_HIDDEN = 10  # up to so many hidden units of a general machine a pseudo-likelihood sums them out
 _EXACT_UNITS = 20  # up to so many units of the smaller layer log Z is enumerated: a second or two
 
 
@@ -71,7 +72,7 @@ def evaluate(
         found[split] = {
             "rows": len(states),
             "log_likelihood": _told(log_likelihood(model, states, log_z)),
-            "pseudo_log_likelihood": _told(pseudo(model, states)),
+            "pseudo_log_likelihood": _told(pseudo(model, states, exact=_sums_hidden(model))),
         }
     files.write_atomically(Path(folder) / EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
     return found
@@ -96,9 +97,16 @@ def _log_z(
 
 
 def _is_small(model: Any) -> bool:
-    """Whether the smaller layer, or the only one, can be enumerated at once."""
+    """Whether the smaller layer, or the only one, can be enumerated at once; of a general machine all units."""
+    if isinstance(model, BoltzmannMachine):
+        return model.n_units <= _EXACT_UNITS
     sizes = [n for n in (model.n_visible, getattr(model, "n_hidden", 0)) if n]
     return all(isinstance(n, int) for n in sizes) and min(sizes) <= _EXACT_UNITS
+
+
+def _sums_hidden(model: Any) -> bool:
+    """Whether a pseudo-likelihood is a sum over hidden states, not an estimate by samples of them."""
+    return not isinstance(model, BoltzmannMachine) or model.n_hidden <= _SUMMED_HIDDEN
 
 
 def _told(x: LogLikelihood) -> dict[str, float]:

@@ -8,7 +8,9 @@ import torch
 
 from genfast.boltzmann import (
     BoltzmannMachine,
+    ParallelTempering,
     _dense,
+    _dense_path,
     ais_bracket,
     exact_log_z,
     geometric_schedule,
@@ -95,7 +97,9 @@ def test_pseudo_likelihood_by_sampling():
     v = states(4)
     want = m.pseudo_likelihood(v).detach()
     n = 2000
-    estimate = m.pseudo_likelihood(v.repeat_interleave(n, 0), n_sweeps=200, generator=torch.Generator().manual_seed(0))
+    estimate = m.pseudo_likelihood(
+        v.repeat_interleave(n, 0), exact=False, n_sweeps=200, generator=torch.Generator().manual_seed(0)
+    )
     estimate = estimate.reshape(16, n)
     # the chosen unit's spread, and 2% of the value for the logarithm of a mean of 100 correlated numbers
     allowed = 5.5 * estimate.std(1) / n**0.5 + 0.02 * want.abs()
@@ -129,7 +133,7 @@ def test_a_large_machine_is_not_enumerated():
         BoltzmannMachine(26).log_partition()
     with pytest.raises(ValueError, match="free_energy: the machine has 26 hidden units, want at most 25"):
         BoltzmannMachine(2, 26).free_energy(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"pseudo_likelihood: the machine has 26 hidden units.*n_sweeps="):
+    with pytest.raises(ValueError, match=r"pseudo_likelihood: the machine has 26 hidden units.*exact=False"):
         BoltzmannMachine(2, 26).pseudo_likelihood(torch.zeros(2))
     assert BoltzmannMachine(100).pseudo_likelihood(torch.zeros(3, 100)).shape == (3,)
 
@@ -312,6 +316,19 @@ def test_annealing_finds_the_ground_state():
     assert float(hot.detach().mean()) > float(found.mean()) + 5
 
 
+def test_tempering_crosses_the_barrier_of_a_machine():
+    """Two modes, of which a chain at T = 1 keeps to one; tempering has both, and log Z."""
+    n = 8
+    J = torch.full((n, n), 0.45, dtype=torch.float64).fill_diagonal_(0)
+    m = BoltzmannMachine.from_couplings(J, torch.full((n,), 0.05, dtype=torch.float64), values="pm1")
+    chains = ParallelTempering(m, betas=torch.linspace(0.1, 1, 8), n_chains=400, seed=0)
+    v = chains.sample(400, n_steps=200)
+    p = torch.softmax(-m.energy(states(n, "pm1")).detach(), 0)
+    up = float(p[states(n, "pm1").sum(1) > 0].sum())
+    share = float((v.sum(1) > 0).double().mean())
+    assert abs(share - up) < 5.2 * (up * (1 - up) / 400) ** 0.5
+
+
 def test_schedules():
     torch.testing.assert_close(geometric_schedule(8, 1, 4), torch.tensor([8.0, 4, 2, 1], dtype=torch.float64))
     torch.testing.assert_close(linear_schedule(4, 1, 4), torch.tensor([4.0, 3, 2, 1], dtype=torch.float64))
@@ -382,5 +399,30 @@ def test_reverse_runs_start_from_exact_draws(values):
     assert ((counts - n * p) ** 2 / (n * p)).sum() < chi2_bound(7)
     assert torch.equal(path.from_samples(v[5:40], seed=0, first_run=5), s[5:40])
     assert torch.equal(path.from_samples(s, seed=1), s)
-    with pytest.raises(ValueError, match="17 hidden units, want at most 16"):
-        BoltzmannMachine(2, 17).annealing_path().from_samples(torch.zeros(3, 2), seed=0)
+
+
+def test_reverse_runs_of_many_hidden_units_start_from_sweeps(monkeypatch):
+    monkeypatch.setattr(_dense_path, "_EXACT_HIDDEN", 2)
+    m, n = machine(2, 3, std=1.0), 30_000
+    v = binary(1, 2, seed=3).expand(n, -1)
+    s = m.annealing_path().from_samples(v, seed=0)
+    assert torch.equal(s[:, :2], v)
+    p = torch.softmax(joint(m)[:, int(index(v[0]))].detach(), 0)
+    counts = torch.bincount(index(s[:, 2:]), minlength=8)
+    assert ((counts - n * p) ** 2 / (n * p)).sum() < chi2_bound(7)
+
+
+@pytest.mark.parametrize(("values", "temperature"), KINDS)
+def test_the_variational_bound(values, temperature):
+    m, v = machine(4, 3, values=values, temperature=temperature, std=0.4), states(4, values)
+    exact, bound = m.free_energy(v), m.variational_free_energy(v)
+    assert (bound > exact).all()
+    assert float((bound - exact).detach().max()) < 0.5
+    for seed in range(5):
+        means = binary(16, 3, values, seed=seed) * 0.8
+        assert (m.variational_free_energy(v, means) > exact).all()
+    with torch.no_grad():
+        m.couplings[4:, 4:] = 0
+    torch.testing.assert_close(m.variational_free_energy(v), m.free_energy(v))
+    large = BoltzmannMachine(4, 30, temperature=temperature, values=values, init_std=0.1)
+    assert log_likelihood(large, v.float(), 20.0).method == "given, variational bound"

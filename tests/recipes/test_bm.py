@@ -13,6 +13,7 @@ from genfast import data
 from genfast._errors import RunError
 from genfast.training import sample
 from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
+from genfast.training.evaluate import evaluate
 from genfast.training.run import resolve
 from tests.cli.conftest import start as start_command
 
@@ -103,6 +104,19 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     for x, y in ((a.model, b.model), (a.average, b.average)):
         assert all(torch.equal(value, y[name]) for name, value in x.items())
     assert torch.equal(genfast.load(tmp_path / "whole").chains, genfast.load(tmp_path / "parts").chains)
+
+
+def test_evaluation(digits, tmp_path):
+    """A large machine by annealed importance sampling and its bound, a small one exactly."""
+    large = evaluate(digits, runs=4, betas=50, sweeps=20)
+    assert large["log_z"]["upper"]["method"] == "reverse AIS"
+    assert large["train"]["rows"] == 1797
+    assert large["train"]["log_likelihood"]["mean"] < 0
+    small = genfast.fit("bm", data="bars-and-stripes", out=tmp_path, steps=40, progress=False, device="cpu")
+    found = evaluate(tmp_path)
+    assert found["log_z"]["method"] == "exact"
+    for key, name in (("log_likelihood", "log_likelihood"), ("pseudo_log_likelihood", "pseudo_likelihood")):
+        assert found["train"][key]["mean"] == pytest.approx(small.metrics[name], abs=1e-4)
 
 
 def test_divergence_names_the_step_and_the_parameter():
