@@ -3,6 +3,7 @@
 from genfast.boltzmann import units
 from genfast.boltzmann._schedules import geometric_schedule, linear_schedule
 from genfast.boltzmann.dbm import DeepBoltzmannMachine
+from genfast.boltzmann.dbn import DeepBeliefNetwork
 from genfast.boltzmann.diagnostics import Diagnostics, diagnostics
 from genfast.boltzmann.evaluate import (
     Bracket,
@@ -24,6 +25,7 @@ __all__ = [
     "RBM",
     "BoltzmannMachine",
     "Bracket",
+    "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
     "Diagnostics",
     "LogLikelihood",

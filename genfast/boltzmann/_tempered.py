@@ -1,13 +1,14 @@
 """How a machine is swept at an inverse temperature for each chain, and what the energies of its states are."""
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from genfast import ops
 from genfast.boltzmann.rbm import RBM
+from genfast.boltzmann.units import Binary
 from genfast.reference._gibbs import accept_logit, uniform_words
 
 _START_STREAM = 7  # kStreamStart of philox.h
@@ -61,7 +62,10 @@ class TemperedMachine:
         self.options = {"first_chain", "first_step"} & takes.keys()
 
     def start(self, betas: Tensor, seed: int, first: int) -> Tensor:
-        """Fair coins."""
+        """Fair coins; an RBM's visible units under their biases alone, for this number of chains."""
+        if isinstance(self.machine, RBM):
+            generator = torch.Generator(self.machine.W.device).manual_seed((seed + first) % 2**63)
+            return self.machine._random_visible(len(betas), generator)  # noqa: SLF001
         values = getattr(self.machine, "values", None)
         if values not in ("01", "pm1"):
             raise ValueError(f"start: want states to start from, for a {type(self.machine).__name__}")
@@ -100,13 +104,7 @@ def _mixed(seed: int, step: int) -> int:
     return x ^ (x >> 31)
 
 
-def is_binary(machine: nn.Module) -> bool:
-    """Whether this is an RBM of 0/1 units with the parameters W, vbias and hbias."""
-    layers = [getattr(machine, name, None) for name in ("visible", "hidden")]
-    kinds = {type(x).__name__ for x in layers if isinstance(x, nn.Module)}
-    return isinstance(machine, RBM) and kinds <= {"Binary"}
-
-
 def tempered(machine: nn.Module) -> TemperedRBM | TemperedMachine:
     """What sweeps a machine."""
-    return TemperedRBM(machine) if isinstance(machine, RBM) and is_binary(machine) else TemperedMachine(machine)
+    binary = isinstance(machine, RBM) and type(machine.visible) is type(machine.hidden) is Binary
+    return TemperedRBM(cast("RBM", machine)) if binary else TemperedMachine(machine)
