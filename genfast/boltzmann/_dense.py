@@ -24,6 +24,22 @@ def symmetric(upper: Tensor) -> Tensor:
     return upper + upper.mT
 
 
+_BLOCK = 256  # so that a block and its mirror image lie in the second cache
+
+
+def mirror(upper: Tensor, out: Tensor) -> Tensor:
+    """`symmetric`, written over `out`."""
+    n = upper.shape[0]
+    torch.triu(upper, 1, out=out)
+    for i in range(0, n, _BLOCK):
+        rows = slice(i, i + _BLOCK)
+        out[rows, rows] += out[rows, rows].mT.clone()
+        for j in range(i + _BLOCK, n, _BLOCK):
+            columns = slice(j, j + _BLOCK)
+            out[columns, rows] = out[rows, columns].mT
+    return out
+
+
 def check_couplings(J: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """J `[n, n]` and bias `[n]`, where they are those of a machine; J is symmetric up to the rounding of its dtype.
 

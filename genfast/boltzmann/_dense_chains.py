@@ -1,5 +1,7 @@
 """The general machine's chains: Gibbs sampling, completion, annealing."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from genfast import ops
 from genfast._arguments import integer, real
 from genfast._finite import check_finite
 from genfast._tracing import has_values
+from genfast.boltzmann import _dense
 from genfast.boltzmann._dense import from_bits, log_odds
 from genfast.boltzmann._dense_energy import DenseEnergy
 from genfast.boltzmann._schedules import schedule
@@ -16,6 +19,8 @@ from genfast.boltzmann._schedules import schedule
 
 class DenseChains(DenseEnergy):
     """How a `BoltzmannMachine` is sampled."""
+
+    _room: Tensor | None = None
 
     def gibbs(
         self,
@@ -179,14 +184,36 @@ class DenseChains(DenseEnergy):
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _couplings_now(self) -> Iterator[Tensor]:
+        """J without a graph, in memory that the next block uses again: new pages cost more than the numbers in them.
+
+        A block takes the memory away, so that one in another thread gets its own.
+        """
+        upper, (room, self._room) = self.couplings.detach(), (self._room, None)
+        if not has_values(upper) or upper.device.type != "cpu":
+            yield _dense.symmetric(upper)
+            return
+        fits = room is not None and room.shape == upper.shape and room.dtype == upper.dtype
+        if room is None or not fits or room.is_inference() != torch.is_inference_mode_enabled():
+            room = torch.empty(upper.shape, dtype=upper.dtype)
+        try:
+            yield _dense.mirror(upper, room)
+        finally:
+            self._room = room
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files hold: all but memory to use again."""
+        return {**self.__dict__, "_room": None}
+
     def _sweeps(
         self, s: Tensor, *, J: Tensor | None = None, temperature: float | Tensor | None = None, **options: Any
     ) -> Tensor:
         """`ops.boltzmann_gibbs`; J is that of the machine, where the caller has it already."""
         T = self._per_chain(temperature)
         if J is None:
-            with torch.no_grad():
-                J = self.J
+            with self._couplings_now() as J:
+                return self._sweeps(s, J=J, temperature=T, **options)
         try:
             out: Tensor = ops.boltzmann_gibbs(s, J, self.bias, values=self.values, temperature=T, **options)
         except ValueError:

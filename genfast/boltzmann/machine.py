@@ -155,14 +155,14 @@ class BoltzmannMachine(DenseChains):
         upper = to_bits(rows.gather(1, unit), self.values)[:, 0] == 1
         clamp = torch.ones_like(rows, dtype=torch.bool).scatter(1, unit, False)
         clamp = self._mask("clamp", clamp, (rows.shape,))
-        J, wide = self.J, self._dtype()
-        J_of, bias_of = J[unit[:, 0]].to(wide) / self.temperature, self.bias[unit[:, 0]].to(wide) / self.temperature
-        s, p = self._with_hidden(rows, generator), torch.zeros_like(bias_of, dtype=torch.float64)
-        for step in range(n_sweeps):
-            s = self._sweeps(s, J=J, clamp=clamp, generator=generator)
-            if step >= n_sweeps // 2:
-                odds = log_odds((s * J_of).sum(1) + bias_of, self.values).double()
-                p += torch.sigmoid(torch.where(upper, odds, -odds))
+        s, p = self._with_hidden(rows, generator), torch.zeros(len(rows), dtype=torch.float64, device=v.device)
+        with self._couplings_now() as J:
+            J_of, bias_of = (x[unit[:, 0]].to(v.dtype) / self.temperature for x in (J, self.bias))
+            for step in range(n_sweeps):
+                s = self._sweeps(s, J=J, clamp=clamp, generator=generator)
+                if step >= n_sweeps // 2:
+                    odds = log_odds((s * J_of).sum(1) + bias_of, self.values).double()
+                    p += torch.sigmoid(torch.where(upper, odds, -odds))
         terms = self.n_visible * (p / (n_sweeps - n_sweeps // 2)).log()
         return terms.reshape(v.shape[:-1]).to(v.dtype)
 
@@ -254,7 +254,8 @@ class BoltzmannMachine(DenseChains):
         Returns:
             States of all units `[N, n]`, v first.
         """
-        return self._given(v, n_steps, h, self.J, generator)
+        with self._couplings_now() as J:
+            return self._given(v, n_steps, h, J, generator)
 
     def _given(self, v: Tensor, n_steps: int, h: Tensor | None, J: Tensor, generator: torch.Generator | None) -> Tensor:
         """`sample_hidden` with the couplings J."""
@@ -417,16 +418,16 @@ class BoltzmannMachine(DenseChains):
             raise ValueError(f"h: got hidden states, but {why}")
         integer("k", k)
         integer("k_data", k_data)
-        J = self.J
         data = self._checked("v", v, self.n_visible, means=True).reshape(-1, self.n_visible).to(self.bias.dtype)
         if self.n_hidden and clamped == "mean_field":
             data = torch.cat([data, self.mean_field(data).to(data.dtype)], 1)
-        elif self.n_hidden:
-            data = self._given(data, k_data, h, J, generator)
-        if persistent and self.n_chains == 0:
-            self.reset_chains(len(data), generator=generator)
-        start = self.chains if persistent else self._drawn(data, generator)
-        model = self._sweeps(start, J=J, n_sweeps=k, generator=generator)
+        with self._couplings_now() as J:
+            if self.n_hidden and clamped == "gibbs":
+                data = self._given(data, k_data, h, J, generator)
+            if persistent and self.n_chains == 0:
+                self.reset_chains(len(data), generator=generator)
+            start = self.chains if persistent else self._drawn(data, generator)
+            model = self._sweeps(start, J=J, n_sweeps=k, generator=generator)
         if h is not None:
             h.copy_(data[:, self.n_visible :])
         return data, model

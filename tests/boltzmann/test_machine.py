@@ -1,7 +1,9 @@
 """The general Boltzmann machine against exact enumeration and against its own definition."""
 
+import concurrent.futures
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -180,6 +182,31 @@ def test_what_lies_below_the_diagonal_counts_for_nothing():
     with torch.no_grad():
         other.couplings.copy_(m.J)
     torch.testing.assert_close(other.log_partition(), m.log_partition())
+
+
+@pytest.mark.parametrize("n", [1, 5, 256, 257, 700])
+def test_couplings_of_samplers_are_those_of_the_property(n):
+    m = BoltzmannMachine(n, init_std=1.0)
+    for _ in range(2):  # the second time in the memory of the first
+        with m._couplings_now() as J, m._couplings_now() as other:
+            assert torch.equal(J, m.J.detach())
+            assert torch.equal(other, J)
+            assert other.data_ptr() != J.data_ptr()
+        with torch.no_grad():
+            m.couplings.add_(torch.randn(n, n))
+    assert len(pickle.dumps(m)) < 6 * n * n + 10_000, "what is used again is not saved"
+    with torch.inference_mode():
+        m.gibbs(torch.zeros(2, n))
+    m.gibbs(torch.zeros(2, n))
+
+
+def test_machines_are_sampled_in_threads():
+    """Each thread has the couplings to itself."""
+    m, s = BoltzmannMachine(300, init_std=0.3), binary(8, 300).float()
+    want = [m.gibbs(s, 3, seed=i) for i in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda i: m.gibbs(s, 3, seed=i), range(16)))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 def test_from_couplings():
