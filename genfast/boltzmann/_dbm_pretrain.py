@@ -53,8 +53,20 @@ class Pretraining:
         return v
 
     @torch.no_grad()
-    def step(self, v: Tensor, pair: int, *, lr: float, k: int = 1, generator: torch.Generator | None = None) -> float:
-        """One update of a pair from data v `[N, n_visible]` by CD-k; returns the error of its reconstruction."""
+    def step(
+        self,
+        v: Tensor,
+        pair: int,
+        *,
+        lr: float,
+        k: int = 1,
+        generator: torch.Generator | None = None,
+        reduce: Callable[[Tensor], None] | None = None,
+    ) -> float:
+        """One update of a pair from data v `[N, n_visible]` by CD-k; returns the error of its reconstruction.
+
+        `reduce` gets every gradient before it is used: to average it over processes.
+        """
         W, b, a = self.machine.weights[pair], self.machine.biases[pair + 1], self.below[pair]
         data = drawn(self.up(v, pair), generator)
         up, down = self._factors(pair)
@@ -75,6 +87,8 @@ class Pretraining:
         grads[0].mul_(scale * copies[1])
         grads[2].mul_(copies[1])
         for p, g, velocity in zip((W, a, b), grads, self.velocity[pair], strict=True):
+            if reduce is not None:
+                reduce(g)
             velocity.mul_(self.momentum).add_(g)
             p.sub_(velocity, alpha=lr)
         return float((data - model / copies[0]).square().sum(1).mean())

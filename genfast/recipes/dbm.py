@@ -1,0 +1,299 @@
+"""Deep Boltzmann machine with binary units: greedy pretraining, then PCD with a mean field."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfast import data
+from genfast._errors import RunError
+from genfast._errors import option as named
+from genfast.boltzmann import DeepBoltzmannMachine
+from genfast.boltzmann._dbm_pretrain import Pretraining
+from genfast.recipes import _base, _pictures
+from genfast.recipes._options import Options, OptionsBase, option
+
+_SHOWN = 100
+_EVALUATED = 500  # rows: a mean field costs more than a free energy
+_MNIST: dict[str, Any] = {
+    "batch_size": 100, "hidden": "500,1000", "epochs": 40, "pretrain_steps": 6000, "lr": 0.005, "k": 5,
+    "lr_half_life": 6000,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DBMOptions(Options):
+    """The options of `genfast train dbm`."""
+
+    data: str = option("digits", "digits, mnist, fashion-mnist, or a file of values in [0, 1].")
+    epochs: int | None = option(150, "Passes over the data, pretraining included.", at_least=1, shown="150; mnist: 40")
+    batch_size: int = option(64, "Rows an update, in each process.", at_least=1, shown="64; mnist: 100")
+    lr: float = option(0.02, "Learning rate of the joint training.", above=0, shown="0.02; mnist: 0.005")
+    lr_half_life: int = option(
+        2000, "Joint updates after which the rate is half: it falls as 1 / (1 + t / half life).", at_least=1,
+        shown="2000; mnist: 6000",
+    )  # fmt: skip
+    hidden: str = option("128,64", "Units of the hidden layers, from below.", shown="128,64; mnist: 500,1000")
+    pretrain_steps: int = option(
+        800,
+        "Updates of each pair of layers before the joint training; 0 for none.",
+        at_least=0,
+        shown="800; mnist: 6000",
+    )
+    pretrain_lr: float = option(0.05, "Learning rate of the pretraining, with momentum 0.5.", above=0)
+    k: int = option(2, "Gibbs sweeps an update.", at_least=1, shown="2; mnist: 5")
+    mean_field_steps: int = option(30, "Most iterations of the mean field in training.", at_least=1)
+    tolerance: float = option(1e-3, "Change of a mean at which the mean field is done.", at_least=0)
+    average: int = option(
+        500, "The model is the mean of the parameters over about this many updates; 0 for the last.", at_least=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes(self.hidden)
+
+
+def sizes(hidden: str) -> list[int]:
+    """The numbers in "500,1000".
+
+    Raises:
+        RunError: it holds anything else.
+    """
+    parts = hidden.replace(" ", "").split(",")
+    if not (all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts) and len(parts) <= 7):
+        raise RunError(f"{named('hidden')}: got {hidden!r}, want 1 to 7 numbers of units such as 500,1000")
+    return [int(p) for p in parts]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DBMSampleOptions(OptionsBase):
+    """The options of `genfast sample` for a deep Boltzmann machine."""
+
+    sweeps: int | None = option(
+        None, "Gibbs sweeps of each chain.", at_least=1, shown="200 from the persistent chains, else 2000"
+    )
+    fresh: bool = option(False, "Start new chains, though the run kept its persistent ones.")
+
+
+class Recipe(_base.Recipe[DBMOptions]):
+    """Greedy pretraining, then PCD-k with SGD, on binarised images; see `genfast.boltzmann.DeepBoltzmannMachine`."""
+
+    Options = DBMOptions
+    SampleOptions = DBMSampleOptions
+    loss_name = "contrastive loss"
+    model: DeepBoltzmannMachine
+
+    @classmethod
+    def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of MNIST."""
+        return dict(_MNIST) if given.get("data") in ("mnist", "fashion-mnist") else {}
+
+    @classmethod
+    def start(cls, options: DBMOptions, source: _base.Source) -> "Recipe":
+        """Binarise the images and start the visible biases at their means."""
+        if isinstance(source, data.Density) or source.name in data.SAMPLES:
+            raise RunError(f"a DBM learns binary images, not {source.name}; take digits, mnist or a file")
+        low, high = source.x.min().item(), source.x.max().item()
+        if not (low >= 0 and high <= 1):
+            raise RunError(f"{source.name} has values from {low:g} to {high:g}; a DBM wants them in [0, 1]")
+        rows = source.binarized().x
+        recipe = cls(options, dim=rows.shape[1], shape=source.shape)
+        recipe.rows = rows
+        recipe.model.init_vbias(rows)
+        if source.name not in data.IMAGES and bool(((source.x > 0) & (source.x < 1)).any()):
+            recipe.notes.append(f"grey values of {source.name} count as 1 above 0.5, else as 0")
+        return recipe
+
+    def build(self) -> DeepBoltzmannMachine:
+        """The machine."""
+        model = DeepBoltzmannMachine(self.dim, sizes(self.options.hidden), init_std=0.01)
+        model.max_iterations, model.tolerance = self.options.mean_field_steps, self.options.tolerance
+        self._updates, self._error = 0, 0.0
+        self._last: tuple[Tensor, list[Tensor] | None]
+        self._pretraining: Pretraining | None = None
+        return model
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _pretrain_updates(self) -> int:
+        return self.options.pretrain_steps * len(self.model.weights)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """SGD, of the joint training."""
+        return torch.optim.SGD(self.model.parameters(), lr=self.options.lr)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """The PCD loss of a batch; while pairs are trained, 0, and the pair has taken its step."""
+        if self._updates < self._pretrain_updates:
+            self._pretrain(batch)
+            return sum((p.sum() * 0 for p in self.model.parameters()), batch.new_zeros(()))
+        self._updates += 1
+        with self._unchecked():
+            return self.model.pcd_loss(batch, self.options.k)
+
+    def before_update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of the joint training."""
+        t = max(0, self._updates - 1 - self._pretrain_updates)
+        for group in optimizer.param_groups:
+            group["lr"] = self.options.lr / (1 + t / self.options.lr_half_life)
+
+    def direct_step(self, batch: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The same update with the gradient in closed form; NaN anywhere in the machine reaches the visible bias."""
+        if self._updates < self._pretrain_updates:
+            self._last = (batch, None)
+            self._pretrain(batch)
+        else:
+            self._updates += 1
+            self._last = (batch, self.model.pcd_backward(batch, self.options.k))
+            self.before_update(optimizer, self._updates)
+            optimizer.step()
+        return torch.stack([b.detach().sum() for b in self.model.biases]).sum()
+
+    def direct_loss(self) -> float:
+        """The contrastive loss of the last batch; the reconstruction error of its pair while pairs are trained."""
+        batch, means = self._last
+        if means is None:
+            return self._error
+        with self._unchecked(), torch.no_grad():
+            return float(self.model.contrastive_loss(batch, self.model.layers(self.model.chains), means=means))
+
+    def _pretrain(self, batch: Tensor) -> None:
+        """One update of the pair whose turn it is."""
+        if self._pretraining is None:
+            self._pretraining = Pretraining(self.model, momentum=0.5)
+        pair = self._updates // self.options.pretrain_steps
+        self._error = self._pretraining.step(batch, pair, lr=self.options.pretrain_lr, reduce=_mean_of_processes)
+        self._updates += 1
+        if self._updates == self._pretrain_updates:
+            self._pretraining.finish()
+            self._pretraining = None
+
+    @contextlib.contextmanager
+    def _unchecked(self) -> Iterator[None]:
+        """Without the machine's own check: the training loop checks, and names the step."""
+        self.model.nonfinite_check = False
+        try:
+            yield
+        finally:
+            self.model.nonfinite_check = True
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """Of at most 500 rows of the data: pseudo-log-likelihood, the bound plus log Z, squared error of the images."""
+        if self.rows is None:
+            return {}
+        rows = self.rows[:_EVALUATED]
+        generator = torch.Generator(rows.device).manual_seed(0)
+        means = self.model.mean_field(rows, tolerance=1e-4)
+        again = self.model.layer_probs([None, means[0]], 0)
+        return {
+            "pseudo_likelihood": float(self.model.pseudo_likelihood(rows, generator=generator).mean()),
+            "bound_plus_log_z": float(-self.model.variational_free_energy(rows, means).mean()),
+            "reconstruction_error": float((again - rows).square().sum(1).mean()),
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The persistent chains, the number of updates, and what the pretraining keeps while it lasts."""
+        kept = {} if self._pretraining is None else self._pretraining.state()
+        return {
+            "chains": self.model.chains.detach().cpu(),
+            "updates": torch.tensor(self._updates),
+            **{f"pretraining.{name}": t for name, t in kept.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take chains, number and pretraining."""
+        chains, updates = state.get("chains"), state.get("updates")
+        fits = isinstance(chains, Tensor) and chains.ndim == 2 and chains.shape[1] == self.model.n_units
+        if chains is None or not fits or not bool(((chains == 0) | (chains == 1)).all()):
+            raise RunError(f"its persistent chains are not states 0/1 of {self.model.n_units} units")
+        if not isinstance(updates, Tensor) or updates.numel() != 1:
+            raise RunError("it does not say how many updates were made")
+        self.model.chains = chains.to(self.model.biases[0])
+        self._updates, self._pretraining = int(updates), None
+        if 0 < self._updates < self._pretrain_updates:
+            self._pretraining = Pretraining(self.model, momentum=0.5)
+            prefix = "pretraining."
+            kept = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            try:
+                self._pretraining.load_state(kept)
+            except ValueError as error:
+                raise RunError(f"its pretraining does not fit: {error}") from error
+
+    @classmethod
+    def merge_states(cls, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The chains of all processes; the rest is the same in all of them."""
+        return {**states[0], "chains": torch.cat([state["chains"] for state in states])}
+
+    # -- divergence: the pseudo-likelihood, for the loss of contrastive divergence is no measure of the fit -----------
+
+    def objective(self, loss: float, metrics: Mapping[str, float]) -> float | None:
+        """Minus the pseudo-log-likelihood of the whole machine, which there is once its pairs are trained."""
+        value = metrics.get("pseudo_likelihood")
+        return None if value is None or self._updates < self._pretrain_updates else -value
+
+    def starting_objective(self) -> float:
+        """Minus the pseudo-log-likelihood of the untrained machine."""
+        return -self.metrics()["pseudo_likelihood"]
+
+    def tolerance(self, start: float) -> float:
+        """Twenty times what fair coins would give away: each unit on average at odds of a million to one against."""
+        return 20 * math.log(2) * self.dim
+
+    # -- pictures and samples -----------------------------------------------------------------------------------------
+
+    def curve(self) -> tuple[str, str]:
+        """The pseudo-likelihood."""
+        return "pseudo_likelihood", "pseudo-log-likelihood"
+
+    def pictures(self, generator: torch.Generator) -> dict[str, bytes]:
+        """Samples beside data, the weights of the first hidden layer, and reconstructions beside data."""
+        shape = _pictures.image_shape(self.dim, self.shape)
+        _, shown, what = self._draw(_SHOWN, DBMSampleOptions(), generator)
+        beside = None if self.rows is None else self.rows[:_SHOWN]
+        drawn = {
+            "samples.png": _pictures.image_samples(shown, shape, title=what, beside=beside),
+            "filters.png": _pictures.filters(self.model.weights[0], shape),
+        }
+        if beside is not None:
+            again = self.model.reconstruct(beside)
+            drawn["reconstructions.png"] = _pictures.image_samples(
+                again, shape, title="from the mean field of h1", beside=beside
+            )
+        return drawn
+
+    def sample(self, n: int, options: DBMSampleOptions, generator: torch.Generator) -> _base.Samples:
+        """States 0/1 at the end of n chains; the picture shows the probabilities that they were drawn from."""
+        v, shown, what = self._draw(n, options, generator)
+        shape = _pictures.image_shape(self.dim, self.shape)
+        picture = _pictures.image_samples(shown[: 20 * 20], shape, title=what)
+        return _base.Samples(v, f"{n} states of {self.dim} units, {what}", {"samples.png": picture})
+
+    @torch.no_grad()
+    def _draw(self, n: int, options: DBMSampleOptions, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
+        """n states, the probabilities they were drawn from, and where they come from."""
+        dbm = self.model
+        persistent = dbm.n_chains > 0 and not options.fresh
+        sweeps = options.sweeps or (200 if persistent else 2000)
+        if persistent:
+            order = torch.randperm(dbm.n_chains, generator=generator, device=generator.device)
+            start = dbm.chains[order.repeat(-(-n // dbm.n_chains))[:n]]
+        else:
+            start = torch.sigmoid(torch.cat(list(dbm.biases))).expand(n, -1)
+            start = torch.bernoulli(start.to(generator.device), generator=generator).to(dbm.chains)
+        states = dbm.gibbs(dbm.layers(start), sweeps, generator=generator)
+        ends = f"{sweeps:,} sweeps from the persistent chains" if persistent else f"{sweeps:,} sweeps of new chains"
+        return states[0], dbm.layer_probs(states, 0), ends
+
+
+def _mean_of_processes(t: Tensor) -> None:
+    """Replace a tensor by its mean over all processes, where there are several."""
+    dist = torch.distributed
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(t)
+        t.div_(dist.get_world_size())
