@@ -163,6 +163,10 @@ CALLS = {
         "offsets": torch.tensor([0, 2, 4]), "beta": rows(2, N) + 1, "clamp": torch.zeros(N, D, dtype=torch.bool),
         "seed": torch.tensor(1), "spin": False, "validate": True, "n_colours": 2, "n_sweeps": 2,
         "first_chain": 0, "first_step": 0, "out": rows(N, D), "status": torch.ones(1, dtype=torch.int32),
+    "dbm_mean_field": lambda: {
+        "U1": rows(D, 2), "U2": rows(2, 1), "U3": None, "U4": None, "U5": None, "U6": None, "max_iterations": 3,
+        "tolerance": 1e-3, "fields": rows(N, D + 3), "means": rows(N, D + 3),
+        "n_iterations": torch.zeros(N, dtype=torch.int64),
     },
     "rbm_free_energy": lambda: {
         "v": rows(N, D), "vbias": rows(D), "fields": rows(N, HIDDEN), "energy": rows(N),
@@ -210,7 +214,8 @@ OPTIONAL = {
     ("planar_forward", "a"), ("planar_backward", "output"), ("planar_backward", "a"), ("rbm_gibbs", "clamp"),
     ("boltzmann_gibbs", "clamp"), ("boltzmann_gibbs", "status"),
     ("rbm_gibbs", "status"), ("dbm_gibbs", "clamp"), ("dbm_gibbs", "status"),
-    *(("dbm_gibbs", f"W{i}") for i in range(1, 7)), ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
+    *(("dbm_gibbs", f"W{i}") for i in range(1, 7)), *(("dbm_mean_field", f"U{i}") for i in range(1, 7)),
+    ("rbm_sparse_product", "scale"), ("rbm_sparse_product", "init"),
     ("tempering_swap", "betas"), ("tempering_swap", "order"), ("tempering_swap", "status"),
     ("rbm_joint_energy", "status"),
     ("rbm_ais", "log_weights"),

@@ -65,12 +65,14 @@ def test_kernels_follow_the_reference(kernels, sizes):
         v = data(n, sizes)
         for iterations in (1, 2, 7):
             with genfast.backend("reference"):
-                want, n_want = ops.dbm_mean_field(v, weights, biases, max_iterations=iterations, tolerance=0)
+                want, n_want = ops.dbm_mean_field(v, weights, biases, max_iterations=iterations, tolerance=1e-30)
             d = kernels.device
             got, n_got = ops.dbm_mean_field(
-                v.to(d), to(weights, d), to(biases, d), max_iterations=iterations, tolerance=0
+                v.to(d), to(weights, d), to(biases, d), max_iterations=iterations, tolerance=1e-30
             )
-            assert torch.equal(n_got.cpu(), n_want)
+            assert ((n_got.cpu() - n_want).abs() <= (len(sizes) == 2)).all(), (
+                "no second one of an RBM, but for rounding"
+            )
             for a, b in zip(got, want, strict=True):
                 torch.testing.assert_close(a.cpu(), b, atol=1e-5, rtol=0)
 
@@ -207,7 +209,7 @@ def small(sizes):
         )
         return tuple(ops.dbm_mean_field(v.detach(), weights, biases, **options)[0])
 
-    return Small(make, [{"max_iterations": n, "tolerance": 0.0} for n in (1, 4)], function=function)
+    return Small(make, [{"max_iterations": n, "tolerance": 1e-30} for n in (1, 4)], function=function)
 
 
 SMALL = {"dbm_mean_field": small((37, 41, 20)), "dbm_mean_field (four layers)": small((9, 70, 3, 33))}

@@ -122,6 +122,50 @@ struct DbmWorkspace {
   }
 };
 
+// The mean-field fixed point of the hidden layers, numbered from 0 here.
+//
+// A layer's field is what its unit gets from all others; its mean the sigmoid of that. One iteration sets the means of
+// layers 0, 2, ..., then those of layers 1, 3, .... What has changed by more than kMeanFieldRest of the tolerance is
+// added to the fields of the neighbours, the rest waits until it has added up: so the work is that of the means that
+// move. A row is done when no mean has changed by more than the tolerance.
+struct DbmMeanField {
+  int64_t n, units;                    // rows, hidden units
+  int64_t n1, n2, n3, n4, n5, n6, n7;  // units of each hidden layer, 0 where there is none
+  DType dtype;
+  const void *U1, *U2, *U3, *U4, *U5, *U6;  // weights between a hidden layer and the next
+  int64_t max_iterations;
+  double tolerance;
+  void *fields, *means;  // [n, units], of each other at the start: the fields are overwritten
+  int64_t* n_iterations;
+  void* workspace;  // mean_field_workspace numbers
+  Stream stream;
+
+  int64_t layer_units(int l) const {
+    const int64_t all[kDbmLayers - 1] = {n1, n2, n3, n4, n5, n6, n7};
+    return all[l];
+  }
+  const void* weights(int l) const {
+    const void* all[kDbmLayers - 2] = {U1, U2, U3, U4, U5, U6};
+    return all[l];
+  }
+};
+
+constexpr double kMeanFieldRest = 0.1;
+
+// Weights on the CPU lie in tiles of this many output units, padded.
+constexpr int64_t kMeanFieldTile = 128;
+constexpr int64_t mean_field_tiles(int64_t units) { return (units + kMeanFieldTile - 1) / kMeanFieldTile; }
+
+// Numbers that a call needs: what of the means is in the fields, the changes (values and, on the CPU, their units) and,
+// on the CPU, the weights in tiles in both directions.
+inline int64_t mean_field_workspace(const DbmMeanField& f, bool gpu) {
+  int64_t total = (gpu ? 2 : 3) * f.n * f.units + kMeanFieldTile;
+  for (int l = 0; l + 2 < kDbmLayers && !gpu; ++l)
+    total += kMeanFieldTile * (mean_field_tiles(f.layer_units(l + 1)) * f.layer_units(l) +
+                               mean_field_tiles(f.layer_units(l)) * f.layer_units(l + 1));
+  return total;
+}
+
 }  // namespace gf
 
-GF_DECLARE_BACKENDS(void dbm_gibbs(const DbmGibbs&))
+GF_DECLARE_BACKENDS(void dbm_gibbs(const DbmGibbs&); void dbm_mean_field(const DbmMeanField&))
