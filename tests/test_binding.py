@@ -163,6 +163,7 @@ CALLS = {
         "offsets": torch.tensor([0, 2, 4]), "beta": rows(2, N) + 1, "clamp": torch.zeros(N, D, dtype=torch.bool),
         "seed": torch.tensor(1), "spin": False, "validate": True, "n_colours": 2, "n_sweeps": 2,
         "first_chain": 0, "first_step": 0, "out": rows(N, D), "status": torch.ones(1, dtype=torch.int32),
+    },
     "dbm_mean_field": lambda: {
         "U1": rows(D, 2), "U2": rows(2, 1), "U3": None, "U4": None, "U5": None, "U6": None, "max_iterations": 3,
         "tolerance": 1e-3, "fields": rows(N, D + 3), "means": rows(N, D + 3),
