@@ -37,23 +37,26 @@ struct BoltzmannGibbs {
   Stream stream;
 };
 
+// On the CPU weights lie in panels of so many columns: those of a block of rows are one piece of memory.
+constexpr int64_t kBoltzmannPanel = 128;
+
 // Where things lie in BoltzmannGibbs::workspace, in units of int32; every part starts at a multiple of 64 bytes.
 struct BoltzmannWorkspace {
-  int64_t stride;   // of a row of weights or fields: an odd number of cache lines, so that rows differ in cache sets
-  int64_t rows;     // [d, stride]: row i is what the fields change by when unit i is turned on
+  int64_t stride;   // of a row of fields: an odd number of cache lines, so that rows differ in cache sets
+  int64_t rows;     // row i is what the fields change by when unit i is turned on: [panels, d, 128]; GPU: [d, stride]
   int64_t base;     // [stride]: the fields when all units are off
   int64_t scalars;  // [16]
   int64_t order;    // [n_sweeps, d], on a GPU
   int64_t chains;   // [n, 2 stride]: fields and states, on a GPU whose shared memory does not hold them
   int64_t total;
 
-  explicit BoltzmannWorkspace(const BoltzmannGibbs& f, bool order_wanted = false, bool chains_wanted = false) {
+  BoltzmannWorkspace(const BoltzmannGibbs& f, bool gpu, bool chains_wanted) {
     stride = ((f.d + 15) / 16 | 1) * 16;
     total = 0;
-    rows = take(f.d * stride);
+    rows = take(gpu ? f.d * stride : (f.d + kBoltzmannPanel - 1) / kBoltzmannPanel * f.d * kBoltzmannPanel);
     base = take(stride);
     scalars = take(16);
-    order = take(order_wanted ? f.n_sweeps * f.d : 0);
+    order = take(gpu && f.random_order ? f.n_sweeps * f.d : 0);
     chains = take(chains_wanted ? f.n * 2 * stride : 0);
   }
 

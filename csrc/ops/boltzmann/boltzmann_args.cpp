@@ -23,7 +23,7 @@ GF_KERNEL(boltzmann_gibbs, BoltzmannGibbs) {
   k.workspace(GF(workspace), DType::i32, [](const Args& f, Backend backend) {
     const bool gpu = on_gpu(backend);
     const bool far = gpu && boltzmann_shared_bytes(f.d) > boltzmann_shared_limit(backend == Backend::simt);
-    return BoltzmannWorkspace(f, gpu && f.random_order, far).total;
+    return BoltzmannWorkspace(f, gpu, far).total;
   });
   k.work([](const Args& f) {
     const double draws = static_cast<double>(f.n * f.d), weights = static_cast<double>(f.d * f.d);

@@ -88,6 +88,8 @@ int32_t run_chains(const Machine& m, const StatePair<E>& pair, int64_t begin, in
   Scratch<uint32_t> shuffling(f.random_order ? d + 4 * kLanes : 0);
   Scratch<float> betas(groups * kLanes);
   Scratch<uint8_t> bad(groups * kLanes);
+  Scratch<Turn> list(groups * kLanes + 1);
+  Turns turns{list.get()};
 
   int32_t status = 0;
   for (int64_t c = 0; c < groups * kLanes; ++c) {
@@ -127,12 +129,13 @@ int32_t run_chains(const Machine& m, const StatePair<E>& pair, int64_t begin, in
   chains.scale = power_of_two<float>((m.exponent < 100 ? m.exponent : 100) + (f.spins ? 1 : 0));
   chains.seed = static_cast<uint64_t>(*f.seed);
   chains.first_chain = f.first_chain + static_cast<uint32_t>(begin);
+  for (int c = 0; c < kLanes; ++c) chains.exist[c] = (groups - 1) * kLanes + c < n ? ~0u : 0u;
   for (int64_t i = 0; i < d; ++i) order.get()[i] = static_cast<int32_t>(i);
-  start_fields(chains, order.get());
+  start_fields(chains, order.get(), turns);
   for (int64_t t = 0; t < f.n_sweeps; ++t) {
     const uint32_t step = f.first_step + static_cast<uint32_t>(t);
     if (f.random_order) shuffle_order(d, step, chains.seed, shuffling.get(), order.get());
-    sweep(chains, order.get(), !f.random_order, step, inverse_temperature(f.schedule[t]));
+    sweep(chains, order.get(), !f.random_order, step, inverse_temperature(f.schedule[t]), turns);
   }
 
   for (int64_t c = 0; c < n; ++c) {
@@ -148,7 +151,7 @@ int32_t run_chains(const Machine& m, const StatePair<E>& pair, int64_t begin, in
 // Chains of a task: so many that their fields stay in the cache of a core beside a block of weights, fewer where there
 // would be less than a task for each thread.
 int64_t chains_of_a_task(const BoltzmannGibbs& f, const BoltzmannWorkspace& at) {
-  constexpr int64_t kFields = 128 * 1024;
+  constexpr int64_t kFields = 160 * 1024;
   int64_t threads = 1;
 #if defined(_OPENMP)
   if (is_long_call() && !omp_in_parallel()) threads = omp_get_max_threads();
@@ -163,7 +166,7 @@ int64_t chains_of_a_task(const BoltzmannGibbs& f, const BoltzmannWorkspace& at) 
 void boltzmann_gibbs(const BoltzmannGibbs& f) {
   *f.status = 0;
   if (f.n == 0) return;
-  const BoltzmannWorkspace at(f);
+  const BoltzmannWorkspace at(f, false, false);
   const BoltzmannScale scale =
       f.weight == DType::f64 ? boltzmann_quantise<double>(f, at) : boltzmann_quantise<float>(f, at);
   int32_t status = scale.status;

@@ -136,7 +136,7 @@ void boltzmann_gibbs(const BoltzmannGibbs& f) {
 #endif
   const int64_t bytes = boltzmann_shared_bytes(f.d);
   const bool in_shared = bytes <= limit;
-  const BoltzmannDevice p(f, BoltzmannWorkspace(f, f.random_order, !in_shared));
+  const BoltzmannDevice p(f, BoltzmannWorkspace(f, true, !in_shared));
   f.weight == DType::f64 ? launch_boltzmann_quantise<double>(p) : launch_boltzmann_quantise<float>(p);
   const int64_t fit = in_shared ? limit / bytes : kMostWarps;
   const int64_t warps = fit < kMostWarps ? fit : kMostWarps;

@@ -48,6 +48,29 @@ inline auto largest_bits(const T* x, int64_t n) {
   return m;
 }
 
+// Rounds `width` weights to a row of a panel; returns the sum of what they are before the shift.
+template <class T>
+inline int32_t round_part(const T* GF_RESTRICT from, int64_t width, T inverse, int shift, int32_t* GF_RESTRICT to) {
+  IntLanes total{};
+  int64_t j = 0;
+  if constexpr (sizeof(T) == 4) {
+    for (; j + kLanes <= width; j += kLanes) {
+      const IntLanes q = round_even(load_lanes<FloatLanes>(from + j) * VectorLane::splat(inverse));
+      total += q;
+      store_lanes(to + j, q << shift);
+    }
+  }
+  int32_t sum = 0;
+  for (; j < width; ++j) {
+    const int32_t q = round_even(from[j] * inverse);
+    sum += q;
+    to[j] = q * (1 << shift);
+  }
+  for (; j % kLanes != 0; ++j) to[j] = 0;
+  for (int k = 0; k < kLanes; ++k) sum += total[k];
+  return sum;
+}
+
 struct BoltzmannScale {
   int exponent;
   int32_t status;
@@ -105,24 +128,11 @@ inline BoltzmannScale boltzmann_quantise(const BoltzmannGibbs& f, const Boltzman
   parallel_for(d, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T* GF_RESTRICT from = J + i * d;
-      int32_t* GF_RESTRICT to = f.workspace + at.rows + i * at.stride;
       int32_t sum = 0;
-      int64_t j = 0;
-      if constexpr (sizeof(T) == 4) {
-        IntLanes total{};
-        for (; j + kLanes <= d; j += kLanes) {
-          const IntLanes q = round_even(load_lanes<FloatLanes>(from + j) * VectorLane::splat(inverse));
-          total += q;
-          store_lanes(to + j, q << shift);
-        }
-        for (int k = 0; k < kLanes; ++k) sum += total[k];
+      for (int64_t j0 = 0; j0 < d; j0 += kBoltzmannPanel) {
+        int32_t* GF_RESTRICT to = f.workspace + at.rows + j0 * d + i * kBoltzmannPanel;
+        sum += round_part(from + j0, d - j0 < kBoltzmannPanel ? d - j0 : kBoltzmannPanel, inverse, shift, to);
       }
-      for (; j < d; ++j) {
-        const int32_t q = round_even(from[j] * inverse);
-        sum += q;
-        to[j] = q * (1 << shift);
-      }
-      for (; j < at.stride; ++j) to[j] = 0;
       f.workspace[at.base + i] = round_even(bias[i] * inverse) - (f.spins ? sum : 0);
     }
   });

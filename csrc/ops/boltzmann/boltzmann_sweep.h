@@ -33,6 +33,7 @@ struct BoltzmannChains {
   const uint32_t* held;  // [groups or 1, words, kLanes]: clamped units; null: none
   int64_t held_stride;
   const float* beta;  // [groups, kLanes]
+  WordLanes exist;    // of the last group: all bits where there is a chain
   float scale;
   uint64_t seed;
   uint32_t first_chain;
@@ -45,7 +46,7 @@ struct UnitBlock {
   uint32_t step;
   float beta;  // of the sweep
   const int32_t* unit;
-  const int32_t* row[kUnitBlock];
+  int32_t row[kUnitBlock];               // where their rows start in a panel
   int32_t pair[kUnitBlock][kUnitBlock];  // pair[j][i]: the weight of unit i in the field of unit j
 };
 
@@ -54,9 +55,14 @@ inline void set_block(const BoltzmannChains& f, const int32_t* order, int64_t po
   b.word = in_order ? position / kUnitBlock : -1;
   b.count = static_cast<int>(f.d - position < kUnitBlock ? f.d - position : kUnitBlock);
   b.unit = order + position;
-  for (int i = 0; i < b.count; ++i) b.row[i] = f.rows + b.unit[i] * f.stride;
-  for (int j = 0; j < b.count; ++j)
-    for (int i = 0; i < b.count; ++i) b.pair[j][i] = b.row[j][b.unit[i]];
+  for (int i = 0; i < b.count; ++i) b.row[i] = b.unit[i] * static_cast<int32_t>(kBoltzmannPanel);
+  for (int j = 0; j < b.count; ++j) {
+    const int32_t* row = f.rows + b.row[j];
+    for (int i = 0; i < b.count; ++i) {
+      const int64_t unit = b.unit[i];
+      b.pair[j][i] = row[unit / kBoltzmannPanel * kBoltzmannPanel * f.d + unit % kBoltzmannPanel];
+    }
+  }
 }
 
 // The bits of a block's units in a group's words, and back.
@@ -115,8 +121,8 @@ GF_HD void load_fields(const BoltzmannChains& f, const UnitBlock& b, int64_t gro
 
 // Draws a block's units in kGroups groups of chains; flips[g] and was[g] are their bits that change, and before.
 template <int kGroups>
-GF_HD void draw_block(const BoltzmannChains& f, const UnitBlock& b, int64_t group, WordLanes (&flips)[kGroups],
-                      WordLanes (&was)[kGroups]) {
+[[gnu::noinline]] inline void draw_block(const BoltzmannChains& f, const UnitBlock& b, int64_t group,
+                                         WordLanes (&flips)[kGroups], WordLanes (&was)[kGroups]) {
   IntLanes field[kUnitBlock][kGroups];
   WordLanes held[kGroups];
   FloatLanes beta[kGroups];
@@ -124,6 +130,7 @@ GF_HD void draw_block(const BoltzmannChains& f, const UnitBlock& b, int64_t grou
     load_fields(f, b, group + g, &field[0][g], kGroups);
     was[g] = gather_bits(f.state + (group + g) * f.words * kLanes, b);
     held[g] = f.held ? gather_bits(f.held + (group + g) * f.held_stride, b) : WordLanes{};
+    if (group + g == f.groups - 1) held[g] |= ~f.exist;
     beta[g] = sweep_beta<VectorLane>(load_lanes<FloatLanes>(f.beta + (group + g) * kLanes), b.beta);
     flips[g] = WordLanes{};
   }
@@ -169,73 +176,97 @@ GF_HD void draw_block(const BoltzmannChains& f, const UnitBlock& b, int64_t grou
   }
 }
 
-// Adds the rows of `on`, and subtracts those of `off`, in kRegisters registers of fields.
+// The units that a block's draws turned in a chain, as bits.
+struct Turn {
+  int32_t chain;
+  uint32_t on, off;
+};
+
+// The turns of the chains that had any.
+struct Turns {
+  Turn* list;
+  int64_t count = 0;
+
+  GF_HD void add(int64_t group, WordLanes on, WordLanes off) {
+    alignas(64) uint32_t turned_on[kLanes], turned_off[kLanes];
+    store_lanes(turned_on, on);
+    store_lanes(turned_off, off);
+    for (int c = 0; c < kLanes; ++c) {
+      list[count] = {static_cast<int32_t>(group * kLanes + c), turned_on[c], turned_off[c]};
+      count += (turned_on[c] | turned_off[c]) != 0;
+    }
+  }
+};
+
+// Adds the rows that were turned on, and subtracts those turned off, in kRegisters registers of fields.
 template <int kRegisters>
-GF_HD void add_part(int32_t* GF_RESTRICT field, const int32_t* const* row, uint32_t on, uint32_t off, int64_t at) {
+GF_HD void add_part(int32_t* GF_RESTRICT field, const int32_t* GF_RESTRICT rows, const int32_t* GF_RESTRICT row,
+                    uint32_t on, uint32_t off) {
   IntLanes sum[kRegisters];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRegisters; ++r) sum[r] = load_lanes<IntLanes>(field + at + r * kLanes);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRegisters; ++r) sum[r] = load_lanes<IntLanes>(field + r * kLanes);
   for (; on; on &= on - 1) {
-    const int32_t* GF_RESTRICT w = row[__builtin_ctz(on)] + at;
-#pragma GCC unroll 16
+    const int32_t* GF_RESTRICT w = rows + row[__builtin_ctz(on)];
+#pragma GCC unroll 8
     for (int r = 0; r < kRegisters; ++r) sum[r] += load_lanes<IntLanes>(w + r * kLanes);
   }
   for (; off; off &= off - 1) {
-    const int32_t* GF_RESTRICT w = row[__builtin_ctz(off)] + at;
-#pragma GCC unroll 16
+    const int32_t* GF_RESTRICT w = rows + row[__builtin_ctz(off)];
+#pragma GCC unroll 8
     for (int r = 0; r < kRegisters; ++r) sum[r] -= load_lanes<IntLanes>(w + r * kLanes);
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRegisters; ++r) store_lanes(field + at + r * kLanes, sum[r]);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRegisters; ++r) store_lanes(field + r * kLanes, sum[r]);
 }
 
-GF_HD void add_rows(int32_t* field, int64_t d, const int32_t* const* row, uint32_t on, uint32_t off) {
-  constexpr int kMost = kVectorBytes == 64 ? 16 : 8;
-  const int64_t registers = (d + kLanes - 1) / kLanes;
-  int64_t r = 0;
-  for (; r + kMost <= registers; r += kMost) add_part<kMost>(field, row, on, off, r * kLanes);
-  if constexpr (kMost > 8)
-    if (r + 8 <= registers) add_part<8>(field, row, on, off, r * kLanes), r += 8;
-  if (r + 4 <= registers) add_part<4>(field, row, on, off, r * kLanes), r += 4;
-  if (r + 2 <= registers) add_part<2>(field, row, on, off, r * kLanes), r += 2;
-  if (r < registers) add_part<1>(field, row, on, off, r * kLanes);
+template <int kRegisters>
+inline void add_columns(const BoltzmannChains& f, const UnitBlock& b, const Turns& turns, int64_t column) {
+  const int32_t* rows = f.rows + column / kBoltzmannPanel * kBoltzmannPanel * f.d + column % kBoltzmannPanel;
+  for (int64_t i = 0; i < turns.count; ++i) {
+    const Turn& t = turns.list[i];
+    add_part<kRegisters>(f.fields + t.chain * f.stride + column, rows, b.row, t.on, t.off);
+  }
 }
 
-GF_HD void add_group(const BoltzmannChains& f, const UnitBlock& b, int64_t group, WordLanes on, WordLanes off) {
-  alignas(64) uint32_t turned_on[kLanes], turned_off[kLanes];
-  store_lanes(turned_on, on);
-  store_lanes(turned_off, off);
-  for (int c = 0; c < kLanes; ++c)
-    if (turned_on[c] | turned_off[c])
-      add_rows(f.fields + (group * kLanes + c) * f.stride, f.d, b.row, turned_on[c], turned_off[c]);
+// Brings the fields of all units up to date, panel by panel: a block's rows in a panel stay in the first cache.
+inline void add_turns(const BoltzmannChains& f, const UnitBlock& b, Turns& turns) {
+  int64_t column = 0;
+  for (; column + 8 * kLanes <= f.d; column += 8 * kLanes) add_columns<8>(f, b, turns, column);
+  for (; column + 4 * kLanes <= f.d; column += 4 * kLanes) add_columns<4>(f, b, turns, column);
+  for (; column + 2 * kLanes <= f.d; column += 2 * kLanes) add_columns<2>(f, b, turns, column);
+  for (; column < f.d; column += kLanes) add_columns<1>(f, b, turns, column);
+  turns.count = 0;
 }
 
 // The fields of the states that the chains start from; they hold those of units that are all off.
-inline void start_fields(const BoltzmannChains& f, const int32_t* order) {
+inline void start_fields(const BoltzmannChains& f, const int32_t* order, Turns& turns) {
   UnitBlock b{};
   for (int64_t position = 0; position < f.d; position += kUnitBlock) {
     set_block(f, order, position, true, b);
     for (int64_t g = 0; g < f.groups; ++g)
-      add_group(f, b, g, load_lanes<WordLanes>(f.state + (g * f.words + b.word) * kLanes), WordLanes{});
+      turns.add(g, load_lanes<WordLanes>(f.state + (g * f.words + b.word) * kLanes), WordLanes{});
+    add_turns(f, b, turns);
   }
 }
 
 template <int kGroups>
-GF_HD void visit(const BoltzmannChains& f, const UnitBlock& b, int64_t group) {
+inline void visit(const BoltzmannChains& f, const UnitBlock& b, int64_t group, Turns& turns) {
   WordLanes flips[kGroups], was[kGroups];
   draw_block<kGroups>(f, b, group, flips, was);
-  for (int g = 0; g < kGroups; ++g) add_group(f, b, group + g, flips[g] & ~was[g], flips[g] & was[g]);
+  for (int g = 0; g < kGroups; ++g) turns.add(group + g, flips[g] & ~was[g], flips[g] & was[g]);
 }
 
-inline void sweep(const BoltzmannChains& f, const int32_t* order, bool in_order, uint32_t step, float beta) {
+inline void sweep(const BoltzmannChains& f, const int32_t* order, bool in_order, uint32_t step, float beta,
+                  Turns& turns) {
   UnitBlock b{};
   b.step = step;
   b.beta = beta;
   for (int64_t position = 0; position < f.d; position += kUnitBlock) {
     set_block(f, order, position, in_order, b);
     int64_t g = 0;
-    for (; g + 2 <= f.groups; g += 2) visit<2>(f, b, g);
-    if (g < f.groups) visit<1>(f, b, g);
+    for (; g + 2 <= f.groups; g += 2) visit<2>(f, b, g, turns);
+    if (g < f.groups) visit<1>(f, b, g, turns);
+    add_turns(f, b, turns);
   }
 }
 
