@@ -263,3 +263,16 @@ def test_opcheck(native):
     assert len(record.calls) == 2
     for func, args in record.calls:
         torch.library.opcheck(func, args)
+
+
+@pytest.mark.parametrize("chains", [5, 70])
+def test_fields_of_units_that_seldom_change(kernels, chains):
+    """Where few units change from step to step their rows are added to the fields kept: the same integers."""
+    nv, nh = 130, 150
+    W, a, b, base = machine(nv, nh, 0.02, device=kernels.device)
+    on = torch.rand(nv, generator=torch.Generator().manual_seed(1)).to(kernels.device) < 0.5
+    a = torch.where(on, 4.0, -4.0)
+    b = torch.where(torch.arange(nh, device=kernels.device) % 3 == 0, 4.0, -4.0)
+    betas = torch.cat([torch.linspace(0.5, 1, 6), torch.tensor([0.2, 0.9, 1.0])])
+    v = on.float().expand(chains, nv)
+    assert same(ops.rbm_ais(W, a, b, base, betas, v=v, seed=2), by_reference(W, a, b, base, betas, v=v, seed=2))

@@ -28,15 +28,21 @@ struct RbmAis {
 
 // The parts of RbmWorkspace, and behind them those of the CPU.
 struct RbmAisWorkspace : RbmWorkspace {
-  int64_t offset;  // [64 panels_v] float: (1 - beta) base
-  int64_t sums;    // [panels_h, 2, chains]: low and high halves of the sums over a panel's units
-  int64_t slopes;  // [chains] int64: sums of the slope over the active units
+  int64_t offset;              // [64 panels_v] float: (1 - beta) base
+  int64_t sums;                // [panels_h, chains, 2, lanes]: low and high halves of the sums over a panel's units
+  int64_t slopes;              // [chains] int64: sums of the slope over the active units
+  int64_t fields_h, fields_v;  // [panels, chains, 64]
+  int64_t before_v, before_h;  // the bits that these fields belong to
 
   explicit RbmAisWorkspace(const RbmSizes& s) : RbmWorkspace(s) {
     offset = total;
     sums = offset + kRbmPanel * panels_v;
-    slopes = sums + 2 * panels_h * chains;
-    total = slopes + 2 * chains;
+    slopes = sums + 2 * 16 * panels_h * chains;  // at most 16 lanes
+    fields_h = slopes + 2 * chains;
+    fields_v = fields_h + kRbmPanel * panels_h * chains;
+    before_v = fields_v + kRbmPanel * panels_v * chains;
+    before_h = before_v + 2 * panels_v * chains;
+    total = before_h + 2 * panels_h * chains;
   }
 };
 
