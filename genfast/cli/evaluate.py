@@ -49,7 +49,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
             part = found[split]
             for key, name in (("log_likelihood", "log-likelihood"), ("pseudo_log_likelihood", "pseudo-log-likelihood")):
                 value = part[key]
+                what = f"variational bound on the {name}" if "bound" in value["method"] else name
                 yield (
-                    f"{split:10} {value['mean']:.3f} +- {value['stderr']:.3f} nats, {name} of a row, "
+                    f"{split:10} {value['mean']:.3f} +- {value['stderr']:.3f} nats, {what} of a row, "
                     f"{part['rows']:,} rows"
                 )

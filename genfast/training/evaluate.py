@@ -109,5 +109,5 @@ def _sums_hidden(model: Any) -> bool:
     return not isinstance(model, BoltzmannMachine) or model.n_hidden <= _SUMMED_HIDDEN
 
 
-def _told(x: LogLikelihood) -> dict[str, float]:
-    return {"mean": x.mean, "stderr": x.stderr}
+def _told(x: LogLikelihood) -> dict[str, float | str]:
+    return {"mean": x.mean, "stderr": x.stderr, "method": x.method}

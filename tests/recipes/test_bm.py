@@ -11,6 +11,7 @@ import torch
 import genfast
 from genfast import data
 from genfast._errors import RunError
+from genfast.cli import entry
 from genfast.training import sample
 from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
 from genfast.training.evaluate import evaluate
@@ -112,11 +113,19 @@ def test_evaluation(digits, tmp_path):
     assert large["log_z"]["upper"]["method"] == "reverse AIS"
     assert large["train"]["rows"] == 1797
     assert large["train"]["log_likelihood"]["mean"] < 0
+    assert "bound" not in large["train"]["log_likelihood"]["method"], "6 hidden units are summed out"
+    assert large["train"]["pseudo_log_likelihood"]["method"] == "pseudo-likelihood"
     small = genfast.fit("bm", data="bars-and-stripes", out=tmp_path, steps=40, progress=False, device="cpu")
     found = evaluate(tmp_path)
     assert found["log_z"]["method"] == "exact"
     for key, name in (("log_likelihood", "log_likelihood"), ("pseudo_log_likelihood", "pseudo_likelihood")):
         assert found["train"][key]["mean"] == pytest.approx(small.metrics[name], abs=1e-4)
+
+
+def test_a_bound_is_called_one(tmp_path, capsys):
+    genfast.fit("bm", out=tmp_path, steps=3, **{**QUICK, "hidden": 30})
+    assert entry.run(["evaluate", str(tmp_path), "--runs", "3", "--betas", "10", "--sweeps", "3"]) == 0
+    assert "nats, variational bound on the log-likelihood of a row" in capsys.readouterr().out
 
 
 def test_divergence_names_the_step_and_the_parameter():
