@@ -2,6 +2,7 @@
 
 from genfast.boltzmann import units
 from genfast.boltzmann._schedules import geometric_schedule, linear_schedule
+from genfast.boltzmann.classify import RBMClassifier
 from genfast.boltzmann.dbm import DeepBoltzmannMachine
 from genfast.boltzmann.dbn import DeepBeliefNetwork
 from genfast.boltzmann.diagnostics import Diagnostics, diagnostics
@@ -19,6 +20,7 @@ from genfast.boltzmann.evaluate import (
 )
 from genfast.boltzmann.machine import BoltzmannMachine
 from genfast.boltzmann.rbm import RBM
+from genfast.boltzmann.standardize import StandardizedRBM
 from genfast.boltzmann.tempering import ParallelTempering
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "LogLikelihood",
     "LogPartition",
     "ParallelTempering",
+    "RBMClassifier",
+    "StandardizedRBM",
     "ais_bracket",
     "ais_log_z",
     "annealing_betas",

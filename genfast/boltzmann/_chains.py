@@ -17,12 +17,12 @@ _01 = (1.0, 0.0)
 def alternate(
     v: Tensor, parameters: Parameters, visible: Layer, hidden: Layer, *, n_steps: int, beta: float | Tensor = 1.0,
     clamp: Tensor | None = None, generator: torch.Generator | None = None, seed: int | Tensor | None = None,
-    first_chain: int = 0, first_step: int = 0,
+    first_chain: int = 0, first_step: int = 0, inputs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The last (v, h) of chains that start at v `[..., n_visible]`, n_steps sweeps of h given v and v given h.
 
     Units of two values run on `ops.rbm_gibbs`. The others are drawn by torch, from a generator whose seed is made of
-    `seed`, `first_chain` and `first_step`.
+    `seed`, `first_chain` and `first_step`. Where v is known to be of states, `inputs` may be the hidden units' at v.
 
     Raises:
         ValueError: v is not of states.
@@ -43,12 +43,13 @@ def alternate(
     integer("n_steps", n_steps)
     clamp = clamp_mask(clamp, v)
     clamp = clamp if clamp is None or clamp.dim() == 1 else clamp.reshape(v.shape)
-    start = x = visible.check("v", v, W.dtype, states=True).detach()
+    start = x = visible.check("v", v, W.dtype, states=True).detach() if inputs is None else v
     if isinstance(beta, Tensor) and beta.dim() and beta.shape != v.shape[:-1]:
         raise ValueError(f"beta: got shape {list(beta.shape)}, want a number or one per chain, {list(v.shape[:-1])}")
     generator = seeded(v, seed, generator, first_chain, first_step)
     for _ in range(n_steps):
-        h = hidden.sample(product(x, W, hbias), beta=beta, generator=generator)
+        h = hidden.sample(product(x, W, hbias) if inputs is None else inputs, beta=beta, generator=generator)
+        inputs = None
         x = visible.sample(product(h, W.T, vbias), beta=beta, generator=generator)
         x = x if clamp is None else torch.where(clamp, start, x)
     dtype = v.dtype if v.is_floating_point() else W.dtype

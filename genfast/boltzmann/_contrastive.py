@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from genfast import ops
 from genfast.boltzmann._bits import Parameters, hidden_as_bits
-from genfast.boltzmann.units import Binary, Layer
+from genfast.boltzmann.units import Layer
 from genfast.ops.rbm import parameter_gradients, rbm_contrast, state_product
 
 Wrap = Callable[[Tensor], Tensor]
@@ -43,23 +43,33 @@ def _call(layer: Layer, x: Tensor, method: str, wrap: Wrap | None) -> Tensor:
 
 
 @torch.no_grad()
-def contrast_grad_(
-    v: Tensor, weights: Tensor, W: Tensor, hbias: Tensor, grads: Sequence[Tensor], visible: Layer, hidden: Layer
-) -> None:
-    """Write the gradients of `contrast` in W, vbias, hbias and the layers' own parameters over those of `grads`.
-
-    With F = E_0(v) - a.v - A(b + v W) the first three are of the means of h, for A' is the mean.
-    """
-    inputs = state_product(v, W, init=hbias)
-    p = inputs.sigmoid_() if type(hidden) is Binary else hidden.mean(inputs)
+def contrast_grad_(v: Tensor, weights: Tensor, W: Tensor, hbias: Tensor, grads: Sequence[Tensor]) -> None:
+    """Write the gradients of `contrast` in W, vbias and hbias, of a machine of 0/1 units, over those in `grads`."""
+    p = state_product(v, W, init=hbias).sigmoid_()
     parameter_gradients(v, p, weights, (grads[0], grads[1], grads[2]))
-    for layer, x, method, sign in ((visible, v, "energy", 1), (hidden, inputs, "log_normaliser", -1)):
-        own = [q for q in layer.parameters() if q.requires_grad]
-        if own:
-            with torch.enable_grad():
-                value = torch.dot(weights, layer(x, method))
-            for q, grad in zip(own, torch.autograd.grad(value, own), strict=True):
-                next(g for g in grads if g is q.grad).copy_(grad if sign > 0 else -grad)
+
+
+@torch.no_grad()
+def layered_grad_(
+    v_data: Tensor, v_model: Tensor, inputs: Tensor, W: Tensor, hbias: Tensor, grads: Sequence[Tensor], visible: Layer,
+    hidden: Layer,
+) -> None:  # fmt: skip
+    """The same for mean F(v_data) - mean F(v_model) of layers of any kind, and for the layers' own parameters.
+
+    With F = E_0(v) - a.v - A(b + v W) the first three are of the means of h, for A' is the mean. `inputs` are the
+    hidden units' given the data.
+    """
+    of_W, of_vbias, of_hbias, *of_layers = grads
+    for grad in (of_vbias, of_hbias, *of_layers):
+        grad.zero_()
+    for v, x, weight in ((v_data, inputs, 1 / len(v_data)), (v_model, None, -1 / len(v_model))):
+        h, of_hidden = hidden.statistics(torch.addmm(hbias, v, W) if x is None else x)
+        torch.addmm(of_W, v.t(), h, beta=1 if x is None else 0, alpha=-weight, out=of_W)
+        of_vbias.sub_(v.sum(0), alpha=weight)
+        of_hbias.sub_(h.sum(0), alpha=weight)
+        own = (*visible.energy_grads(v), *(-g for g in of_hidden))
+        for total, grad in zip(of_layers, own, strict=True):
+            total.add_(grad, alpha=weight)
 
 
 def contrast(v: Tensor, weights: Tensor, parameters: Parameters, visible: Layer, hidden: Layer) -> Tensor:

@@ -99,18 +99,20 @@ class RBM(Trained):
         if visible is hidden:
             raise ValueError("n_visible, n_hidden: got one layer for both, want two")
         self.n_visible, self.n_hidden = visible.size, hidden.size
-        self._new_parameters(device, dtype)
-        self.visible, self.hidden = visible.to(self.W), hidden.to(self.W)
-        self.register_buffer("chains", self.W.new_empty(0, self.n_visible))
+        self.register_buffer("chains", torch.empty(0, self.n_visible, device=device, dtype=dtype))
+        for name in ("fast_W", "fast_vbias", "fast_hbias"):
+            self.register_buffer(name, None)
+        self._new_parameters()
+        self.visible, self.hidden = visible.to(self.chains), hidden.to(self.chains)
         #: Whether the losses check themselves and the parameters (a synchronisation on CUDA; turn it off inside
         #: CUDA graphs and call `check_finite` now and then). Inside torch.compile nothing is checked.
         self.nonfinite_check = True
         self._reset(generator)
 
-    def _new_parameters(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    def _new_parameters(self) -> None:
         n, m = self.n_visible, self.n_hidden
         for name, shape in (("W", (n, m)), ("vbias", (n,)), ("hbias", (m,))):
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self.register_parameter(name, nn.Parameter(self.chains.new_empty(shape)))
 
     @torch.no_grad()
     def reset_parameters(self, *, generator: torch.Generator | None = None) -> None:
@@ -124,7 +126,11 @@ class RBM(Trained):
         nn.init.normal_(self.W, 0.0, self.init_std, generator=generator)
         nn.init.zeros_(self.vbias)
         nn.init.zeros_(self.hbias)
+        self._forget_chains()
+
+    def _forget_chains(self) -> None:
         self.chains = self.chains.new_empty(0, self.n_visible)
+        self.fast_W = self.fast_vbias = self.fast_hbias = None
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""
@@ -410,9 +416,7 @@ class RBM(Trained):
         Returns:
             The machine itself.
         """
-        parameters = (self.W, self.vbias, self.hbias)
-        for p, value in zip(parameters, zero_sum(*parameters, self.visible, self.hidden), strict=True):
-            p.copy_(value)
+        self._assign(*zero_sum(*self._parameters_now(), self.visible, self.hidden))
         return self
 
     # -- internals ----------------------------------------------------------------------------------------------------
@@ -420,14 +424,19 @@ class RBM(Trained):
     def _parameters_now(self) -> Parameters:
         return self.W, self.vbias, self.hbias
 
+    def _assign(self, W: Tensor, vbias: Tensor, hbias: Tensor) -> None:
+        """Set W and the biases."""
+        for p, value in ((self.W, W), (self.vbias, vbias), (self.hbias, hbias)):
+            p.copy_(value)
+
     def _visible(self, v: Tensor, name: str = "v") -> Tensor:
-        return self.visible.check(name, v, self.W.dtype)
+        return self.visible.check(name, v, self.chains.dtype)
 
     def _states(self, v: Tensor, name: str = "v") -> Tensor:
-        return self.visible.check(name, v, self.W.dtype, states=True)
+        return self.visible.check(name, v, self.chains.dtype, states=True)
 
     def _hidden(self, h: Tensor) -> Tensor:
-        return self.hidden.check("h", h, self.W.dtype)
+        return self.hidden.check("h", h, self.chains.dtype)
 
     def _advance(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
         return self.gibbs(v, k, generator=generator)[0]
@@ -440,6 +449,13 @@ class RBM(Trained):
         saved = state_dict.get(prefix + "chains")
         if isinstance(saved, Tensor) and saved.ndim == 2 and saved.shape[1] == self.n_visible:
             self.chains = self.chains.new_empty(saved.shape)
+        shapes = {
+            "fast_W": (self.n_visible, self.n_hidden),
+            "fast_vbias": (self.n_visible,),
+            "fast_hbias": (self.n_hidden,),
+        }
+        for name, shape in shapes.items():
+            setattr(self, name, self.chains.new_empty(shape) if prefix + name in state_dict else None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

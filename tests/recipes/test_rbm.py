@@ -7,10 +7,14 @@ import pytest
 import torch
 
 import genfast
+import genfast.data
+from genfast import recipes
+from genfast._errors import RunError
 from genfast.data import Dataset
 from genfast.training import sample
 from genfast.training.averaging import Average
 from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
+from genfast.training.run import resolve
 
 QUICK = {"device": "cpu", "progress": False, "batch_size": 16, "log_every": 10, "hidden": 8}
 
@@ -151,3 +155,85 @@ def test_images_that_have_no_colours(tmp_path, channels):
     drawn, folder = sample(tmp_path, 4, sweeps=2)
     assert drawn.x.shape == (4, 20 * channels)
     assert (folder / "samples.png").stat().st_size > 1000
+
+
+RUNS = {
+    "spin": {"visible": "spin", "hidden_units": "spin"},
+    "gaussian": {"visible": "gaussian", "method": "pcd"},
+    "gaussian, relu": {"visible": "gaussian", "hidden_units": "relu", "method": "pcd"},
+    "double relu": {"hidden_units": "double-relu", "method": "pcd"},
+    "fast": {"method": "fpcd", "fast_lr": 0.02},
+    "centered": {"centered": True, "method": "pcd"},
+    "scaled": {"scaled": True},
+    "decay and sparsity": {"weight_decay": 1e-3, "l1": 1e-4, "sparsity": 0.1},
+    "labels": {"labels": 10, "method": "pcd"},
+    "labels, fast, spin": {"labels": 10, "method": "fpcd", "visible": "spin"},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_kind_of_run_resumes_bit_for_bit_and_samples(tmp_path, name):
+    options = {**QUICK, **RUNS[name]}
+    whole = genfast.fit("rbm", out=tmp_path / "whole", steps=12, checkpoint_every=6, **options).model
+    genfast.fit("rbm", out=tmp_path / "part", steps=6, checkpoint_every=6, **options)
+    resumed = genfast.fit("rbm", out=tmp_path / "part", steps=12, resume=True, checkpoint_every=6, **options).model
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    loaded = genfast.load(tmp_path / "whole")
+    assert type(loaded) is type(whole)
+    drawn, _ = sample(tmp_path / "whole", 4, sweeps=2, fresh=True, out=tmp_path / "drawn")
+    assert drawn.x.shape == (4, whole.n_visible)
+    whole.visible.check("x", drawn.x, torch.float32, states=True)
+    assert (tmp_path / "whole" / "samples.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["fast", "labels", "decay and sparsity", "gaussian, relu", "scaled"])
+def test_the_step_in_closed_form_is_that_of_the_loss(name):
+    """What several processes do by autograd is what a single one does without."""
+    recipe = recipes.load("rbm")
+    source = genfast.data.load("digits")
+    options = resolve(recipe, {**RUNS[name], "hidden": 6, "k": 1})
+    one, two = (recipe.start(options, source) for _ in range(2))
+    two.model.load_state_dict(one.model.state_dict())
+    for step in range(2):
+        batch = one.rows[20 * step : 20 * step + 20]
+        optimizers = [r.optimizer() for r in (one, two)]
+        torch.manual_seed(step)
+        one.direct_step(batch, optimizers[0])
+        torch.manual_seed(step)
+        optimizers[1].zero_grad()
+        two.loss(batch).backward()
+        optimizers[1].step()
+        for (key, a), b in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"labels": 5}, "labels: got 5, but digits has labels from 0 to 9"),
+        ({"labels": 10, "data": "{rows}", "visible": "gaussian"}, "labels: .* has no labels"),
+        ({"centered": True, "average": 100}, "average: got 100, but centred parameters have no mean: want 0"),
+        ({"centered": True, "labels": 10}, "labels: not together with centered or scaled"),
+        ({"data": "{rows}"}, "has values from .* an RBM wants them in .0, 1., or visible gaussian"),
+    ],
+)
+def test_what_does_not_go_together_is_said(tmp_path, given, message):
+    np.save(tmp_path / "rows.npy", np.linspace(-3, 3, 40, dtype=np.float32).reshape(10, 4))
+    given = {k: v.format(rows=tmp_path / "rows.npy") if isinstance(v, str) else v for k, v in given.items()}
+    with pytest.raises(RunError, match=message):
+        genfast.fit("rbm", steps=1, **{**QUICK, **given})
+
+
+def test_a_file_of_real_numbers_takes_gaussian_units(tmp_path):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(5, 3, (200, 4)).astype(np.float32))
+    result = genfast.fit("rbm", data=str(tmp_path / "rows.npy"), visible="gaussian", steps=30, **QUICK)
+    v = result.model.sample(2000, 50, generator=torch.Generator().manual_seed(0))
+    assert (v.mean(0) - 5).abs().max() < 1.5
+    assert (v.std(0) - 3).abs().max() < 1
+
+
+def test_a_run_with_labels_predicts_them():
+    result = genfast.fit("rbm", labels=10, method="pcd", hidden=64, epochs=8, device="cpu", progress=False, lr=0.5)
+    digits = genfast.data.load("digits").binarized()
+    assert result.model.score(digits.x, digits.y) > 0.9

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genfast._tracing import has_values
+
 _FAR = 30.0  # beyond, 8 terms of the fraction are exact to float64; below, the cancellation costs eps t^4 at most
 _SQRT_HALF = math.sqrt(0.5)
 
@@ -105,18 +107,42 @@ def variance(z: Tensor) -> Tensor:
     return _cumulant(2, z.double())
 
 
+def moments(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two moments of float64 z, without a gradient."""
+    m, v, _ = _cumulants(z.detach())
+    return m, v.addcmul_(m, m)
+
+
 def sample(z: Tensor, u: Tensor) -> Tensor:
     """The x that is exceeded with probability u in (0, 1], both float64: exact draws of uniform u, at every z.
 
-    Above z = 0, x = z - Phi^-1(u Phi(z)). Below, Newton's method solves log P(X > x) = log u, a concave function of x
-    that is known without cancellation: -(x^2 / 2 + t x) + log erfcx((t + x) / sqrt 2) - log erfcx(t / sqrt 2).
+    Above z = 0, x = z - Phi^-1(u Phi(z)). Below, with t = -z, Halley's method solves g(x) = log P(X > x) - log u = 0 of
+    g = log erfcx((t + x) / sqrt 2) - log erfcx(t / sqrt 2) - (x^2 / 2 + t x) - log u, in which nothing cancels; three
+    steps are exact to 2e-14. -g' is the hazard rate r at t + x, and g'' = -r (r - t - x).
     """
-    t, log_u = (-z).clamp(min=0), u.log()
-    scale = torch.special.erfcx(t * _SQRT_HALF)
+    above = z > 0
+    if z.device.type != "cpu" or not has_values(z):
+        return torch.where(above, _invert_above(z, u), _invert_below(z.clamp(max=0), u))
+    below = ~(above | z.isnan())
+    x = z.clone()
+    x[above] = _invert_above(z[above], u[above])
+    x[below] = _invert_below(z[below], u[below])
+    return x
+
+
+def _invert_above(z: Tensor, u: Tensor) -> Tensor:
+    quantile: Tensor = torch.special.ndtri(u * torch.special.ndtr(z))
+    return (z - quantile).clamp(min=0)
+
+
+def _invert_below(z: Tensor, u: Tensor) -> Tensor:
+    t, log_u = -z, u.log()
+    log_scale = torch.special.erfcx(t * _SQRT_HALF).log()
     x = -2 * log_u / (t + torch.sqrt(t * t - 2 * log_u)).clamp(min=torch.finfo(t.dtype).tiny)
-    for _ in range(5):
-        tail = torch.special.erfcx((t + x) * _SQRT_HALF)
-        step = (torch.log(tail / scale) - (x / 2 + t) * x - log_u) * tail * math.sqrt(math.pi / 2)
-        x = (x + step).clamp(min=0)
-    above = z - torch.special.ndtri(u * torch.special.ndtr(z))
-    return torch.where(z > 0, above, x).clamp(min=0)
+    for _ in range(3):
+        end = t + x
+        tail = torch.special.erfcx(end * _SQRT_HALF)
+        rate = math.sqrt(2 / math.pi) / tail
+        newton = (tail.log() - log_scale - 0.5 * x * (end + t) - log_u) / rate
+        x = (x + newton / (1 + 0.5 * newton * (rate - end))).clamp(min=0)
+    return x

@@ -75,6 +75,14 @@ class Layer(Module):
         """Exact draws of x given the inputs `[..., size]`, of the same shape and dtype; without a gradient."""
         raise NotImplementedError
 
+    def energy_grads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of the sum of E_0 over rows x `[N, size]`, in the layer's own parameters."""
+        return _own_grads(self, x, "energy")
+
+    def statistics(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The means of rows of inputs `[N, size]`, and the gradients of the sum of A in the layer's own parameters."""
+        return self.mean(inputs), _own_grads(self, inputs, "log_normaliser")
+
     def inputs_of_mean(self, mean: Tensor) -> Tensor:
         """The inputs u whose mean is the given one, `[..., size]`; finite for means inside of the states' range."""
         raise NotImplementedError
@@ -143,6 +151,15 @@ class Marked(Configured):
         key = prefix + "_extra_state"
         if key not in state_dict:
             missing_keys.append(key)
+
+
+def _own_grads(layer: Layer, x: Tensor, method: str) -> tuple[Tensor, ...]:
+    own = {name: p.detach().requires_grad_() for name, p in layer.named_parameters()}
+    if not own:
+        return ()
+    with torch.enable_grad():
+        value = torch.func.functional_call(layer, own, (x, method)).sum()
+    return torch.autograd.grad(value, list(own.values()))
 
 
 def column(beta: float | Tensor) -> float | Tensor:

@@ -67,6 +67,15 @@ class Gaussian(Marked, Layer):
         deviation = (-0.5 * self.log_precision).exp() / column(beta) ** 0.5
         return noise.mul_(deviation).add_(self.mean(inputs))
 
+    def energy_grads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The sum of gamma x^2 / 2, in log_precision."""
+        return ((x * x).sum(0).mul_(0.5 * self.log_precision.exp()),)
+
+    def statistics(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The means, and the gradient of A in log_precision: minus half of gamma E[x^2]."""
+        mean = self.mean(inputs)
+        return mean, (((mean * mean).sum(0).mul_(self.log_precision.exp()).add_(len(mean)).mul_(-0.5)),)
+
     def inputs_of_mean(self, mean: Tensor) -> Tensor:
         """The mean times gamma."""
         return mean * self.log_precision.exp()

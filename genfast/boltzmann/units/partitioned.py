@@ -83,6 +83,15 @@ class Partitioned(Marked, Layer):
         """Those of the parts."""
         return self._join(inputs, lambda layer, part: layer.sample(part, beta=beta, generator=generator))
 
+    def energy_grads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Those of the parts."""
+        return sum((layer.energy_grads(part) for layer, part in zip(self, self.split(x), strict=True)), ())
+
+    def statistics(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Those of the parts."""
+        found = [layer.statistics(part) for layer, part in zip(self, self.split(inputs), strict=True)]
+        return torch.cat([mean for mean, _ in found], -1), sum((grads for _, grads in found), ())
+
     def inputs_of_mean(self, mean: Tensor) -> Tensor:
         """Those of the parts."""
         return self._join(mean, lambda layer, part: layer.inputs_of_mean(part))
@@ -110,11 +119,12 @@ class Partitioned(Marked, Layer):
         """Each part's check; the message names the part as a slice of the argument."""
         real(name, x, self.size)
         ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
+        given = self.split(x)
         parts = [
             layer.check(f"{name}[..., {end - layer.size}:{end}]", part, dtype, states=states)
-            for layer, part, end in zip(self, self.split(x), ends, strict=True)
+            for layer, part, end in zip(self, given, ends, strict=True)
         ]
-        return torch.cat(parts, -1)
+        return x if all(a is b for a, b in zip(parts, given, strict=True)) else torch.cat(parts, -1)
 
     def saved_options(self) -> dict[str, Any]:
         """The kinds of the parts, which check their own."""

@@ -92,6 +92,16 @@ class ReLU(Marked, Layer):
         """Exact draws, by inversion of the distribution function."""
         return self._half(inputs, beta).sample(generator).to(inputs.dtype)
 
+    def energy_grads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The sum of gamma x^2 / 2, in log_precision."""
+        return ((x * x).sum(0).mul_(0.5 * self.log_precision.exp()),)
+
+    def statistics(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The means, and the gradient of A in log_precision: minus half of gamma E[x^2]."""
+        half = self._half(inputs, 1.0)
+        mean, square = _half_normal.moments(half.z)
+        return mean.mul(half.scale).to(inputs.dtype), (square.sum(0).mul_(-0.5).to(inputs.dtype),)
+
     @torch.no_grad()
     def inputs_of_mean(self, mean: Tensor) -> Tensor:
         """The inputs whose mean is the given one (at least 1e-6 standard deviations), by bisection."""
