@@ -289,8 +289,7 @@ class RBM(Trained):
             first_step: number of the first sweep, in the same way.
 
         Returns:
-            The last pair (v, h), in the dtype of v (in that of W where the units do not fit in it).
-            See `genfast.ops.rbm_gibbs`.
+            The last pair (v, h), in the dtype of v, or in that of W where the states do not fit in it.
         """
         real("v", v, self.n_visible)
         try:
