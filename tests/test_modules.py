@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Laplace, Normal
 
-from genfast.boltzmann import RBM, BoltzmannMachine
+from genfast.boltzmann import RBM, BoltzmannMachine, SparseBoltzmannMachine
 from genfast.flows import (
     MLP,
     AdditiveCoupling,
@@ -138,6 +138,17 @@ class TestBoltzmann(ModuleTests):
             ("free_energy", "energy", "conditional", "log_prob", "pseudo_likelihood", "log_partition",
              "contrastive_loss", "gibbs"),
             f"general, {values}",
+            smooth=("free_energy", "energy", "conditional", "log_prob", "pseudo_likelihood", "log_partition",
+                    "contrastive_loss"),
+            in_x=False,
+        ) for values, data in (("01", binary), ("pm1", spins))),
+        *(ModuleSpec(
+            f"sparse, {values}",
+            lambda values=values, **o: SparseBoltzmannMachine(DIM, [(0, 1), (1, 2), (2, 3)], values=values, **o),
+            data,
+            ("free_energy", "energy", "conditional", "log_prob", "pseudo_likelihood", "log_partition",
+             "contrastive_loss", "gibbs"),
+            f"sparse, {values}",
             smooth=("free_energy", "energy", "conditional", "log_prob", "pseudo_likelihood", "log_partition",
                     "contrastive_loss"),
             in_x=False,

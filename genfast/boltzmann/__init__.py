@@ -1,6 +1,7 @@
 """Boltzmann machines."""
 
 from genfast.boltzmann import units
+from genfast.boltzmann._graph import greedy_colouring
 from genfast.boltzmann._schedules import geometric_schedule, linear_schedule
 from genfast.boltzmann.classify import RBMClassifier
 from genfast.boltzmann.dbm import DeepBoltzmannMachine
@@ -18,8 +19,10 @@ from genfast.boltzmann.evaluate import (
     pseudo_log_likelihood,
     reverse_ais_log_z,
 )
+from genfast.boltzmann.ising import IsingLattice
 from genfast.boltzmann.machine import BoltzmannMachine
 from genfast.boltzmann.rbm import RBM
+from genfast.boltzmann.sparse import SparseBoltzmannMachine
 from genfast.boltzmann.standardize import StandardizedRBM
 from genfast.boltzmann.tempering import ParallelTempering
 
@@ -30,10 +33,12 @@ __all__ = [
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
     "Diagnostics",
+    "IsingLattice",
     "LogLikelihood",
     "LogPartition",
     "ParallelTempering",
     "RBMClassifier",
+    "SparseBoltzmannMachine",
     "StandardizedRBM",
     "ais_bracket",
     "ais_log_z",
@@ -41,6 +46,7 @@ __all__ = [
     "diagnostics",
     "exact_log_z",
     "geometric_schedule",
+    "greedy_colouring",
     "linear_schedule",
     "log_likelihood",
     "pseudo_log_likelihood",
