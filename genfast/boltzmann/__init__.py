@@ -25,6 +25,7 @@ from genfast.boltzmann.rbm import RBM
 from genfast.boltzmann.sparse import SparseBoltzmannMachine
 from genfast.boltzmann.standardize import StandardizedRBM
 from genfast.boltzmann.tempering import ParallelTempering
+from genfast.boltzmann.trajectory import TrajectoryTempering
 
 __all__ = [
     "RBM",
@@ -40,6 +41,7 @@ __all__ = [
     "RBMClassifier",
     "SparseBoltzmannMachine",
     "StandardizedRBM",
+    "TrajectoryTempering",
     "ais_bracket",
     "ais_log_z",
     "annealing_betas",

@@ -85,7 +85,7 @@ class TemperedMachine:
         if "first_step" in self.options:
             options |= {"seed": seed, "first_step": step}
         else:
-            options["seed"] = _mixed(seed, step)
+            options["seed"] = mixed(seed, step)
         if clamp is not None:
             options["clamp"] = clamp
         at = betas if self.by == "beta" else own / betas
@@ -96,7 +96,7 @@ class TemperedMachine:
         return Swept(state[0], energy if self.by == "beta" else energy / own)
 
 
-def _mixed(seed: int, step: int) -> int:
+def mixed(seed: int, step: int) -> int:
     """Another seed for each step: the finaliser of SplitMix64."""
     x = (seed + 0x9E3779B97F4A7C15 * (step + 1)) & (2**64 - 1)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

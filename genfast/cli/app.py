@@ -29,6 +29,9 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice b
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, bit for bit.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
 CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints; about 30 seconds by default.")]
+Snapshots = Annotated[
+    int | None, typer.Option(help="Models to keep in --out/snapshots for each doubling of the steps; none by default.")
+]
 LogEvery = Annotated[int | None, typer.Option(help="Steps between lines of metrics.jsonl.")]
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of a training run.")]
@@ -44,6 +47,7 @@ _TRAIN = (
     parameter("resume", Resume, False),
     parameter("overwrite", Overwrite, False),
     parameter("checkpoint_every", CheckpointEvery, None),
+    parameter("snapshots", Snapshots, None),
     parameter("log_every", LogEvery, None),
 )
 _SAMPLE = (

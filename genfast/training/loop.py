@@ -24,6 +24,8 @@ from genfast.recipes._options import MAX_SEED
 from genfast.training.averaging import Average
 from genfast.training.checkpoint import CHECKPOINT, Checkpoint
 from genfast.training.distributed import Processes
+from genfast.training.files import make_folder
+from genfast.training.kept import next_snapshot, snapshot_path
 from genfast.training.metrics import Metrics
 from genfast.training.signals import Signals
 
@@ -65,6 +67,7 @@ class Trainer:
         folder: where checkpoints go; None keeps none.
         checkpoint: to go on from.
         checkpoint_every: steps between checkpoints; about 30 seconds by default.
+        snapshots: models to keep for each doubling of the steps; None keeps none.
         log_every: steps between lines of metrics; by default a hundredth of the run, from 20 to 100.
         quiet: no progress bar.
     """
@@ -77,6 +80,7 @@ class Trainer:
         folder: Path | None = None,
         checkpoint: Checkpoint | None = None,
         checkpoint_every: int | None = None,
+        snapshots: int | None = None,
         log_every: int | None = None,
         quiet: bool = False,
     ) -> None:
@@ -85,6 +89,7 @@ class Trainer:
         self.processes = processes
         self.folder = folder
         self.checkpoint_every = checkpoint_every
+        self.snapshots = snapshots
         self.quiet = quiet
         self.device = processes.device
         self.fingerprint = _fingerprint(recipe.rows)
@@ -189,6 +194,7 @@ class Trainer:
                     raise DivergenceError(fault or "another process found that the run diverged")
                 if metrics is not None and row:
                     metrics.append(row)
+                self._keep_snapshot()
                 if due or stop or self.step == self.total_steps:
                     self.save(self.state())
                     saved_at = time.monotonic()
@@ -200,7 +206,19 @@ class Trainer:
         n = self.log_every - self.step % self.log_every
         if self.checkpoint_every is not None:
             n = min(n, self.checkpoint_every - self.step % self.checkpoint_every)
+        if self.snapshots is not None:
+            n = min(n, next_snapshot(self.step, self.snapshots) - self.step)
         return n
+
+    def _keep_snapshot(self) -> None:
+        """Write the model of this step for good, where it is one of those to keep."""
+        if self.snapshots is None or next_snapshot(self.step - 1, self.snapshots) != self.step:
+            return
+        checkpoint = self.state()
+        if self.folder is not None and self.processes.is_first:
+            path = snapshot_path(self.folder, self.step)
+            make_folder(path.parent)
+            checkpoint.save(path)
 
     def _at_checkpoint(self) -> bool:
         return self.checkpoint_every is not None and self.step % self.checkpoint_every == 0

@@ -25,6 +25,7 @@ from genfast.recipes._options import Field, Options, make
 from genfast.training import files
 from genfast.training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
 from genfast.training.distributed import Processes
+from genfast.training.kept import remove_snapshots
 from genfast.training.lock import RunLock
 from genfast.training.loop import Trainer, config_of
 from genfast.training.metrics import METRICS, Metrics
@@ -86,6 +87,7 @@ def fit(
     backend: str | None = None,
     threads: int | None = None,
     checkpoint_every: int | None = None,
+    snapshots: int | None = None,
     log_every: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -106,6 +108,8 @@ def fit(
         backend: "native" or "reference"; by default the one in use.
         threads: CPU threads; torch's choice by default.
         checkpoint_every: steps between checkpoints; about 30 seconds by default.
+        snapshots: keep models in `out`/snapshots, so many for each doubling of the steps: see
+            `genfast.training.snapshots`.
         log_every: steps between lines of metrics.
         progress: show a bar, on a terminal.
         options: those of the model (`genfast train MODEL --help` lists them): epochs, steps, batch_size, lr, seed, ...
@@ -121,12 +125,14 @@ def fit(
         >>> rbm = genfast.load("runs/rbm")
     """
     recipe = recipes.load(model)
-    counts = {"checkpoint_every": checkpoint_every, "log_every": log_every, "threads": threads}
+    counts = {"checkpoint_every": checkpoint_every, "snapshots": snapshots, "log_every": log_every, "threads": threads}
     for name, value in counts.items():
         Field(name, int, optional=True, default=None, help="", at_least=1).check(value)
     folder = None if out is None else Path(out)
     if resume and overwrite:
         raise RunError(f"give {option('resume')} or {option('overwrite')}, not both")
+    if folder is None and snapshots is not None:
+        raise RunError(f"{option('snapshots')}: wants {option('out')}, the folder of the run")
     if folder is None and (resume or overwrite):
         raise RunError(f"{option('resume' if resume else 'overwrite')}: wants {option('out')}, the folder of the run")
     given = {**options, "data": data if isinstance(data, str | None) else None}
@@ -152,6 +158,7 @@ def fit(
             folder=folder,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
+            snapshots=snapshots,
             log_every=log_every,
             quiet=not progress,
         )
@@ -264,6 +271,7 @@ def _begin(trainer: Trainer, folder: Path, *, new: bool) -> None:
     if new:
         for name in _OUTPUTS:
             (folder / name).unlink(missing_ok=True)
+        remove_snapshots(folder)
     versions = {"genfast": __version__, "torch": torch.__version__, "python": platform.python_version()}
     about = {"device": str(trainer.device), "processes": trainer.processes.size, "notes": trainer.recipe.notes}
     files.write_json(folder / CONFIG, {**config_of(trainer.recipe), **about, "versions": versions})
