@@ -5,6 +5,7 @@ from torch import Tensor
 
 from genfast import ops
 from genfast._arguments import integer
+from genfast._tracing import has_values
 from genfast.boltzmann._bits import Parameters, as_bits
 from genfast.boltzmann._contrastive import product
 from genfast.boltzmann.units import Layer
@@ -46,6 +47,8 @@ def alternate(
     start = x = visible.check("v", v, W.dtype, states=True).detach() if inputs is None else v
     if isinstance(beta, Tensor) and beta.dim() and beta.shape != v.shape[:-1]:
         raise ValueError(f"beta: got shape {list(beta.shape)}, want a number or one per chain, {list(v.shape[:-1])}")
+    if visible.n_states is None or hidden.n_states is None:
+        _check_beta(beta)
     generator = seeded(v, seed, generator, first_chain, first_step)
     for _ in range(n_steps):
         h = hidden.sample(product(x, W, hbias) if inputs is None else inputs, beta=beta, generator=generator)
@@ -54,6 +57,15 @@ def alternate(
         x = x if clamp is None else torch.where(clamp, start, x)
     dtype = v.dtype if v.is_floating_point() else W.dtype
     return x.to(dtype), h.to(dtype)
+
+
+def _check_beta(beta: float | Tensor) -> None:
+    """Real units have a distribution where beta is above 0."""
+    if isinstance(beta, Tensor) and (beta.device.type != "cpu" or not has_values(beta)):
+        return
+    least = float(beta.min()) if isinstance(beta, Tensor) else beta
+    if not least > 0:
+        raise ValueError(f"beta: got {least:g}, want numbers above 0: real units have no distribution at beta = 0")
 
 
 def _to_bits(x: Tensor, bits: tuple[float, float]) -> Tensor:

@@ -351,6 +351,16 @@ def test_inpainting_replaces_what_is_missing(visible):
         rbm.inpaint(v, missing.double())
 
 
+@pytest.mark.parametrize("kinds", [("gaussian", "binary"), ("binary", "relu")])
+def test_real_units_are_refused_where_they_have_no_distribution(kinds):
+    rbm = machine(*kinds)
+    v = draws(rbm.visible, 3)
+    for beta in (0.0, torch.tensor([1.0, 0.0, 0.5])):
+        with pytest.raises(ValueError, match="beta: got 0, want numbers above 0: real units have no distribution"):
+            rbm.gibbs(v, beta=beta)
+    assert machine("potts", "binary").gibbs(everything(Softmax(2, 3)), beta=0.0)[0].isfinite().all()
+
+
 def test_inpainting_draws_from_the_conditional():
     rbm, n = machine("binary", "binary", std=1.0), 20_000
     v = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64).expand(n, -1)
