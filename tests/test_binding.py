@@ -178,6 +178,11 @@ CALLS = {
         "first_step": 0, "out_v": rows(N, D), "grad_W": rows(D, HIDDEN), "grad_vbias": rows(D),
         "grad_hbias": rows(HIDDEN), "loss": rows(1), "status": torch.ones(1, dtype=torch.int32),
     },
+    "rbm_pcd_updates": lambda: {
+        "starts": torch.tensor([0, 1, 2]), "indices": torch.tensor([0, 1]), "values": rows(2),
+        "edges": torch.tensor([0, 2]), "seed": torch.tensor(1), "learning_rate": 0.1, "first_step": 0,
+        "W": rows(D, 16), "vbias": rows(D), "hbias": rows(16), "chains": rows(N, HIDDEN).round(),
+    },
     "rbm_sparse_product": lambda: {
         "left": rows(N, D), "right": rows(D, HIDDEN), "scale": rows(D), "init": rows(HIDDEN), "transposed": False,
         "out": rows(N, HIDDEN),
@@ -278,6 +283,7 @@ def test_every_tensor_is_checked(name):
         if t.dim() and (name, key) not in (
             ("boltzmann_gibbs", "schedule"),
             ("rbm_cd", "data"),
+            ("rbm_pcd_updates", "chains"),
         ):  # no other tensor has its size
             bad["a longer one"] = t.new_zeros(t.shape[0] + 1, *t.shape[1:])
         if t.dim() and t.numel() > 1 and key not in strided:

@@ -15,6 +15,7 @@ ORDER = [
     ("data", "ops"),
     ("boltzmann", "flows", "vae", "energy", "autoregressive", "patch"),  # none of these imports another
     ("recipes",),
+    ("sklearn",),
     ("training",),
     ("benchmarks",),
     ("cli",),

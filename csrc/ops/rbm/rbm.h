@@ -152,8 +152,25 @@ struct RbmCdWorkspace {
   }
 };
 
+// Updates by persistent contrastive divergence, in place, for batches of rows: edges[i] to edges[i + 1].
+struct RbmPcdUpdates {
+  int64_t n_starts, entries, n_edges, nv, nh, width, m;
+  DType dtype;
+  const int64_t *starts, *indices;  // the rows' entries that are not 0 (CSR)
+  const void* values;
+  const int64_t* edges;
+  void *W, *vbias, *hbias;  // [nv, width], [nv], [width]: hidden units padded by zeros to a multiple of 16
+  void* chains;             // 0/1 hidden states
+  const int64_t* seed;
+  double learning_rate;
+  int64_t n_batches;
+  uint32_t first_step;
+  Stream stream;
+};
+
 }  // namespace gf
 
 // rbm_sparse_product returns false, and writes nothing, where a dense product is the better choice.
 GF_DECLARE_BACKENDS(void rbm_gibbs(const RbmGibbs&); void rbm_free_energy(const RbmFreeEnergy&);
-                    bool rbm_sparse_product(const RbmSparseProduct&); void rbm_cd(const RbmCd&))
+                    bool rbm_sparse_product(const RbmSparseProduct&); void rbm_cd(const RbmCd&);
+                    void rbm_pcd_updates(const RbmPcdUpdates&))

@@ -81,4 +81,37 @@ GF_KERNEL(rbm_cd, RbmCd) {
   });
 }
 
+GF_KERNEL(rbm_pcd_updates, RbmPcdUpdates) {
+  k.size(GF(n_starts)), k.size(GF(entries)), k.size(GF(n_edges));
+  k.size(GF(nv)), k.size(GF(nh)), k.size(GF(width)), k.size(GF(m));
+  k.type(GF(dtype), kWide);
+  k.tensor(GF(starts), "n_starts");
+  k.tensor(GF(indices), "entries");
+  k.tensor(GF(values), "entries");
+  k.tensor(GF(edges), "n_edges");
+  k.tensor(GF(seed), "");
+  k.scalar(GF(learning_rate));
+  k.scalar(GF(first_step));
+  k.tensor(GF(W), "nv width");
+  k.tensor(GF(vbias), "nv");
+  k.tensor(GF(hbias), "width");
+  k.tensor(GF(chains), "m nh");
+  k.prepare([](Args& f, Backend) {
+    if (f.width % 16 != 0 || f.width < f.nh) throw std::invalid_argument("W: expected rows padded to a multiple of 16");
+    f.n_batches = f.n_edges - 1;
+    bool ordered = f.n_starts > 0 && f.starts[0] == 0 && f.starts[f.n_starts - 1] == f.entries;
+    for (int64_t i = 0; ordered && i + 1 < f.n_starts; ++i) ordered = f.starts[i] <= f.starts[i + 1];
+    if (!ordered) throw std::invalid_argument("starts: expected where rows start, from 0 to the number of entries");
+    ordered = f.n_batches < 0 || (f.edges[0] >= 0 && f.edges[f.n_batches] < f.n_starts);
+    for (int64_t i = 0; ordered && i < f.n_batches; ++i) ordered = f.edges[i] < f.edges[i + 1];
+    if (!ordered) throw std::invalid_argument("edges: expected numbers of rows in rising order");
+    for (int64_t i = 0; i < f.entries; ++i)
+      if (f.indices[i] < 0 || f.indices[i] >= f.nv)
+        throw std::invalid_argument("indices: expected numbers of visible units");
+  });
+  k.work([](const Args& f) {
+    return static_cast<double>(f.n_edges) * static_cast<double>(f.nv) * static_cast<double>(f.width + 16);
+  });
+}
+
 }  // namespace gf
