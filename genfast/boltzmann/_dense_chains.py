@@ -15,6 +15,7 @@ from genfast.boltzmann import _dense
 from genfast.boltzmann._dense import from_bits, log_odds
 from genfast.boltzmann._dense_energy import DenseEnergy
 from genfast.boltzmann._schedules import schedule
+from genfast.ops._sampling import seed_tensor
 
 
 class DenseChains(DenseEnergy):
@@ -58,12 +59,17 @@ class DenseChains(DenseEnergy):
         )  # fmt: skip
 
     @torch.no_grad()
-    def initial_states(self, n_chains: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """States `[n_chains, n]` of independent units in the fields of their biases alone: where new chains start."""
+    def initial_states(
+        self, n_chains: int, *, generator: torch.Generator | None = None, first_chain: int = 0
+    ) -> Tensor:
+        """States `[n_chains, n]` of independent units in the fields of their biases alone: where new chains start.
+
+        Rows k: of a batch are those of `first_chain=k` from a generator in the same state.
+        """
         integer("number of chains", n_chains, at_least=0)
-        p = torch.sigmoid(log_odds(self._wide()[1], self.values) / self.temperature).expand(n_chains, -1)
-        at = p.device if generator is None else generator.device
-        u = torch.rand(p.shape, generator=generator, device=at, dtype=p.dtype).to(p.device)
+        p = torch.sigmoid(log_odds(self._wide()[1], self.values) / self.temperature)
+        own = torch.Generator().manual_seed(int(seed_tensor(None, generator, p)) & (2**63 - 1))
+        u = torch.rand(first_chain + n_chains, len(p), generator=own, dtype=p.dtype)[first_chain:].to(p.device)
         return from_bits((u < p).to(self.bias.dtype), self.values)
 
     @torch.no_grad()
@@ -227,7 +233,8 @@ class DenseChains(DenseEnergy):
         """v `[N, n_visible]` with hidden units drawn in the fields of their biases."""
         if not self.n_hidden:
             return v
-        return torch.cat([v, self.initial_states(len(v), generator=generator)[:, self.n_visible :].to(v.dtype)], 1)
+        hidden = self.initial_states(len(v), generator=generator, first_chain=self.first_chain)[:, self.n_visible :]
+        return torch.cat([v, hidden.to(v.dtype)], 1)
 
     def _mask(self, name: str, mask: object, shapes: tuple[torch.Size, ...]) -> Tensor:
         """A mask of visible units as one of all units, the hidden ones free; a mask of all units as it is.

@@ -20,6 +20,8 @@ class DenseEnergy(Configured):
     """What a `BoltzmannMachine` is: its parameters and the distribution that they define."""
 
     chains: Tensor
+    #: Number of the first row of a batch and of `chains`: processes that share a run number theirs on.
+    first_chain = 0
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from genfast.ops.rbm_cd import contrastive_step
 @torch.no_grad()
 def fused_step(
     parameters: tuple[Tensor, Tensor, Tensor], v: Tensor, chains: Tensor | None, k: int, generator: Any,
-    out: Sequence[Tensor],
+    first_chain: int, out: Sequence[Tensor],
 ) -> Tensor | None:  # fmt: skip
     """Write the gradients of a step in W, vbias, hbias over `out`; returns the model's states.
 
@@ -26,4 +26,4 @@ def fused_step(
     if not all(t.is_cpu and t.dtype == torch.float32 and t.is_contiguous() and t.numel() for t in tensors):
         return None
     rows = v if v.dim() == 2 else v.reshape(-1, v.shape[-1])
-    return contrastive_step(rows, chains, *parameters, seed_tensor(None, generator, v), k, out=out)
+    return contrastive_step(rows, chains, *parameters, seed_tensor(None, generator, v), k, first_chain, out=out)

@@ -30,6 +30,8 @@ class Trained(Module):
     vbias: Tensor
     hbias: Tensor
     nonfinite_check: bool
+    #: Number of the first row of a batch and of `chains`: processes that share a run number theirs on.
+    first_chain = 0
     fast_W: Tensor | None  # noqa: N815
     fast_vbias: Tensor | None
     fast_hbias: Tensor | None
@@ -255,7 +257,10 @@ class Trained(Module):
         assert self.fast_vbias is not None  # noqa: S101
         assert self.fast_hbias is not None  # noqa: S101
         fast = W + self.fast_W, vbias + self.fast_vbias, hbias + self.fast_hbias
-        return alternate(self.chains, fast, self.visible, self.hidden, n_steps=k, generator=generator)[0]
+        out, _ = alternate(
+            self.chains, fast, self.visible, self.hidden, n_steps=k, generator=generator, first_chain=self.first_chain
+        )
+        return out
 
     @torch.no_grad()
     def _move_fast(self, grads: Sequence[Tensor], lr: float, decay: float) -> None:
@@ -323,7 +328,7 @@ class Trained(Module):
         start, inputs = self._start(v, generator), torch.addmm(hbias.detach(), v, W.detach())
         v_model, _ = alternate(
             start, parameters, self.visible, self.hidden, n_steps=k, generator=generator,
-            inputs=inputs if start is v else None,
+            first_chain=self.first_chain, inputs=inputs if start is v else None,
         )  # fmt: skip
         return v_model, inputs
 
@@ -333,7 +338,7 @@ class Trained(Module):
         """The states of a step whose gradients are written over `grads`; None where there is no op for it."""
         if type(self.visible) is not Binary or type(self.hidden) is not Binary:
             return None
-        return fused_step(self._parameters_now(), v, chains, k, generator, grads)
+        return fused_step(self._parameters_now(), v, chains, k, generator, self.first_chain, grads)
 
     def _start(self, v: Tensor, generator: torch.Generator | None) -> Tensor:
         """States of which v are the means; v itself where it is of states."""

@@ -76,6 +76,8 @@ class DeepBoltzmannMachine(Module):
     """
 
     chains: Tensor
+    #: Number of the first of `chains`: processes that share a run number theirs on.
+    first_chain = 0
 
     def __init__(
         self,
@@ -573,9 +575,12 @@ class DeepBoltzmannMachine(Module):
         if self.n_chains == 0:
             self.reset_chains(v.numel() // self.n_visible, generator=generator)
         if use_reference(self.chains) or self.weights[0].dtype not in (torch.float32, torch.float64):
-            return torch.cat(self.gibbs(self.layers(self.chains), k, generator=generator), 1)
+            states = self.layers(self.chains)
+            return torch.cat(self.gibbs(states, k, generator=generator, first_chain=self.first_chain), 1)
         seed, one = seed_tensor(None, generator, self.chains), self.chains.new_ones(1, dtype=torch.float32)
-        return flat_gibbs(self.chains, list(self.weights), list(self.biases), seed, n_steps=k, beta=one)
+        return flat_gibbs(
+            self.chains, list(self.weights), list(self.biases), seed, n_steps=k, beta=one, first_chain=self.first_chain
+        )
 
     def _random_states(self, n: int, generator: torch.Generator | None) -> Tensor:
         integer("number of chains", n, at_least=0)

@@ -271,7 +271,7 @@ class BoltzmannMachine(DenseChains):
                 raise ValueError(f"h: got shape {list(h.shape)}, want [N, n_hidden] = {[len(v), self.n_hidden]}")
             s = torch.cat([v, h.to(v.dtype)], 1)
         clamp = torch.arange(self.n_units, device=v.device) < self.n_visible
-        return self._sweeps(s, J=J, n_sweeps=n_steps, clamp=clamp, generator=generator)
+        return self._sweeps(s, J=J, n_sweeps=n_steps, clamp=clamp, generator=generator, first_chain=self.first_chain)
 
     def contrastive_loss(self, s_data: Tensor, s_model: Tensor) -> Tensor:
         """The loss (mean E(s_data) - mean E(s_model)) / T over states of all units, `[..., n]`, held constant.
@@ -427,7 +427,7 @@ class BoltzmannMachine(DenseChains):
             if persistent and self.n_chains == 0:
                 self.reset_chains(len(data), generator=generator)
             start = self.chains if persistent else self._drawn(data, generator)
-            model = self._sweeps(start, J=J, n_sweeps=k, generator=generator)
+            model = self._sweeps(start, J=J, n_sweeps=k, generator=generator, first_chain=self.first_chain)
         if h is not None:
             h.copy_(data[:, self.n_visible :])
         return data, model

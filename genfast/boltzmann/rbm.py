@@ -438,7 +438,7 @@ class RBM(Trained):
         return self.hidden.check("h", h, self.chains.dtype)
 
     def _advance(self, v: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
-        return self.gibbs(v, k, generator=generator)[0]
+        return self.gibbs(v, k, generator=generator, first_chain=self.first_chain)[0]
 
     def _random_visible(self, n: int, generator: torch.Generator | None) -> Tensor:
         integer("number of chains", n, at_least=0)

@@ -66,6 +66,8 @@ class Recipe(Generic[O]):
         self.density: data.Density | None = None
         #: What the recipe did to the data, in sentences for the user.
         self.notes: list[str] = []
+        #: This process among those of the run.
+        self.rank, self.n_ranks = 0, 1
 
     @classmethod
     def name(cls) -> str:

@@ -15,6 +15,7 @@ from genfast._errors import option as named
 from genfast._finite import NonFiniteError
 from genfast.boltzmann import BoltzmannMachine
 from genfast.recipes import _base, _pictures
+from genfast.recipes._chains import ChainRecipe
 from genfast.recipes._options import Options, OptionsBase, option
 
 _SHOWN = 100
@@ -60,7 +61,7 @@ class BMSampleOptions(OptionsBase):
     fresh: bool = option(False, "Start new chains, though the run kept its persistent ones.")
 
 
-class Recipe(_base.Recipe[BMOptions]):
+class Recipe(ChainRecipe[BMOptions]):
     """One of four likelihoods, with Adam, on binarised images; see `genfast.boltzmann.BoltzmannMachine`."""
 
     Options = BMOptions
@@ -100,8 +101,6 @@ class Recipe(_base.Recipe[BMOptions]):
         recipe = cls(options, dim=rows.shape[1], shape=source.shape)
         recipe.rows = rows
         recipe.model.init_from_data(rows)
-        if options.method == "pcd":
-            recipe.model.reset_chains(options.chains)
         if source.name not in data.IMAGES and bool(((source.x > 0) & (source.x < 1)).any()):
             recipe.notes.append(f"grey values of {source.name} count as 1 above 0.5, else as 0")
         return recipe
@@ -125,16 +124,25 @@ class Recipe(_base.Recipe[BMOptions]):
                 return self.model.pseudo_likelihood_loss(batch)
             if self.options.method == "ml":
                 return -self.model.log_prob(batch).mean()
-            step = self.model.pcd_loss if self.options.method == "pcd" else self.model.cd_loss
-            return step(batch, self.options.k, k_data=self.options.k_data)
+            step = self.model.pcd_loss if self._persistent(batch) else self.model.cd_loss
+            return step(batch, self.options.k, k_data=self.options.k_data, generator=self.seeds)
+
+    def _persistent(self, batch: Tensor) -> bool:
+        """Number the chains; whether they are persistent ones, which are started where there are none."""
+        persistent = self.options.method == "pcd"
+        if persistent and self.model.n_chains == 0:
+            self.start_chains(self.options.chains)
+        if not persistent:
+            self.number_chains(len(batch))
+        return persistent
 
     def direct_step(self, batch: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """The same update with the gradient in closed form; NaN anywhere in the machine reaches the biases' sum."""
         if self.options.method in ("pl", "ml"):
             return None
-        step = self.model.pcd_backward if self.options.method == "pcd" else self.model.cd_backward
+        step = self.model.pcd_backward if self._persistent(batch) else self.model.cd_backward
         try:
-            self._last = step(batch, self.options.k, k_data=self.options.k_data)
+            self._last = step(batch, self.options.k, k_data=self.options.k_data, generator=self.seeds)
         except NonFiniteError:
             return self.model.bias.new_full((), math.nan)  # the training loop names the step
         optimizer.step()
@@ -175,23 +183,6 @@ class Recipe(_base.Recipe[BMOptions]):
             found["log_likelihood"] = float(machine.log_prob(rows).mean())
         return found
 
-    def state(self) -> dict[str, Tensor]:
-        """The persistent chains."""
-        return {"chains": self.model.chains.detach().cpu()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the persistent chains."""
-        chains, n = state.get("chains"), self.model.n_units
-        fits = isinstance(chains, Tensor) and chains.ndim == 2 and chains.shape[1] == n
-        if chains is None or not fits or not bool(((chains == 0) | (chains == 1)).all()):
-            raise RunError(f"its persistent chains are not states 0/1 of {n} units")
-        self.model.chains = chains.to(self.model.bias)
-
-    @classmethod
-    def merge_states(cls, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The chains of all processes."""
-        return {"chains": torch.cat([state["chains"] for state in states])}
-
     # -- divergence: the pseudo-likelihood, for the loss of contrastive divergence is no measure of the fit -----------
 
     def objective(self, loss: float, metrics: Mapping[str, float]) -> float | None:
@@ -218,7 +209,7 @@ class Recipe(_base.Recipe[BMOptions]):
     def pictures(self, generator: torch.Generator) -> dict[str, bytes]:
         """Samples beside data, completions of half images, and the couplings."""
         shape = _pictures.image_shape(self.dim, self.shape)
-        _, shown, what = self._draw(_SHOWN, BMSampleOptions(), generator)
+        _, shown, what = self.draw(_SHOWN, BMSampleOptions(), generator)
         rows = self.rows
         found = {
             "samples.png": _pictures.image_samples(
@@ -242,31 +233,28 @@ class Recipe(_base.Recipe[BMOptions]):
             halves.append(torch.stack([rows, grey, *drawn]))
         return _pictures.completions(halves, shape, ("left half known", "upper half known"))
 
-    def sample(self, n: int, options: BMSampleOptions, generator: torch.Generator) -> _base.Samples:
-        """States 0/1 at the end of n chains; the picture shows each unit's probability given all others."""
-        v, shown, what = self._draw(n, options, generator)
-        shape = _pictures.image_shape(self.dim, self.shape)
-        picture = _pictures.image_samples(shown[: 20 * 20], shape, title=what)
-        return _base.Samples(v, f"{n} states of {self.dim} units, {what}", {"samples.png": picture})
-
     def evaluated_rows(self, source: data.Dataset) -> Tensor:
         """The images as states."""
         return source.binarized().x
 
     @torch.no_grad()
-    def _draw(self, n: int, options: BMSampleOptions, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
-        """n states, the units' probabilities given all others, and where they come from."""
+    def draw(
+        self, n: int, options: BMSampleOptions, generator: torch.Generator, part: slice | None = None
+    ) -> tuple[Tensor, Tensor, str]:
+        """States 0/1, and the units' probabilities given all others."""
         machine = self.model
         persistent = machine.n_chains > 0 and not options.fresh
         sweeps = options.sweeps or (100 if persistent else 1000)
         if persistent:
-            order = torch.randperm(machine.n_chains, generator=generator, device=generator.device)
-            start = machine.chains[order.repeat(-(-n // machine.n_chains))[:n]]
+            start = self.kept_chains(n, generator)
         else:
             if self.options.method == "pcd" and not options.fresh:
                 raise RunError(f"the run kept no persistent chains; give {named('fresh')} to start new ones")
             start = machine.initial_states(n, generator=generator)
-        s = machine.gibbs(start, sweeps, temperature=options.temperature, generator=generator)
+        own = part or slice(0, n)
+        s = machine.gibbs(
+            start[own], sweeps, temperature=options.temperature, generator=generator, first_chain=own.start
+        )
         p = machine.conditional(s, temperature=options.temperature)
         ends = f"{sweeps:,} sweeps from the persistent chains" if persistent else f"{sweeps:,} sweeps of new chains"
         return s[:, : self.dim], p[:, : self.dim], ends

@@ -15,6 +15,7 @@ from genfast._errors import option as named
 from genfast.boltzmann import DeepBoltzmannMachine
 from genfast.boltzmann._dbm_pretrain import Pretraining
 from genfast.recipes import _base, _pictures
+from genfast.recipes._chains import ChainRecipe
 from genfast.recipes._options import Options, OptionsBase, option
 
 _SHOWN = 100
@@ -79,7 +80,7 @@ class DBMSampleOptions(OptionsBase):
     fresh: bool = option(False, "Start new chains, though the run kept its persistent ones.")
 
 
-class Recipe(_base.Recipe[DBMOptions]):
+class Recipe(ChainRecipe[DBMOptions]):
     """Greedy pretraining, then PCD-k with SGD, on binarised images; see `genfast.boltzmann.DeepBoltzmannMachine`."""
 
     Options = DBMOptions
@@ -134,7 +135,13 @@ class Recipe(_base.Recipe[DBMOptions]):
             return sum((p.sum() * 0 for p in self.model.parameters()), batch.new_zeros(()))
         self._updates += 1
         with self._unchecked():
-            return self.model.pcd_loss(batch, self.options.k)
+            self._chains_for(batch)
+            return self.model.pcd_loss(batch, self.options.k, generator=self.seeds)
+
+    def _chains_for(self, batch: Tensor) -> None:
+        """Start the persistent chains, one for each row of a batch, where there are none."""
+        if self.model.n_chains == 0:
+            self.start_chains(len(batch))
 
     def before_update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the learning rate of the joint training."""
@@ -149,7 +156,8 @@ class Recipe(_base.Recipe[DBMOptions]):
             self._pretrain(batch)
         else:
             self._updates += 1
-            self._last = (batch, self.model.pcd_backward(batch, self.options.k))
+            self._chains_for(batch)
+            self._last = (batch, self.model.pcd_backward(batch, self.options.k, generator=self.seeds))
             self.before_update(optimizer, self._updates)
             optimizer.step()
         return torch.stack([b.detach().sum() for b in self.model.biases]).sum()
@@ -201,20 +209,17 @@ class Recipe(_base.Recipe[DBMOptions]):
         """The persistent chains, the number of updates, and what the pretraining keeps while it lasts."""
         kept = {} if self._pretraining is None else self._pretraining.state()
         return {
-            "chains": self.model.chains.detach().cpu(),
+            **super().state(),
             "updates": torch.tensor(self._updates),
             **{f"pretraining.{name}": t for name, t in kept.items()},
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take chains, number and pretraining."""
-        chains, updates = state.get("chains"), state.get("updates")
-        fits = isinstance(chains, Tensor) and chains.ndim == 2 and chains.shape[1] == self.model.n_units
-        if chains is None or not fits or not bool(((chains == 0) | (chains == 1)).all()):
-            raise RunError(f"its persistent chains are not states 0/1 of {self.model.n_units} units")
+        super().load_state(state)
+        updates = state.get("updates")
         if not isinstance(updates, Tensor) or updates.numel() != 1:
             raise RunError("it does not say how many updates were made")
-        self.model.chains = chains.to(self.model.biases[0])
         self._updates, self._pretraining = int(updates), None
         if 0 < self._updates < self._pretrain_updates:
             self._pretraining = Pretraining(self.model, momentum=0.5)
@@ -224,11 +229,6 @@ class Recipe(_base.Recipe[DBMOptions]):
                 self._pretraining.load_state(kept)
             except ValueError as error:
                 raise RunError(f"its pretraining does not fit: {error}") from error
-
-    @classmethod
-    def merge_states(cls, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The chains of all processes; the rest is the same in all of them."""
-        return {**states[0], "chains": torch.cat([state["chains"] for state in states])}
 
     # -- divergence: the pseudo-likelihood, for the loss of contrastive divergence is no measure of the fit -----------
 
@@ -254,7 +254,7 @@ class Recipe(_base.Recipe[DBMOptions]):
     def pictures(self, generator: torch.Generator) -> dict[str, bytes]:
         """Samples beside data, the weights of the first hidden layer, and reconstructions beside data."""
         shape = _pictures.image_shape(self.dim, self.shape)
-        _, shown, what = self._draw(_SHOWN, DBMSampleOptions(), generator)
+        _, shown, what = self.draw(_SHOWN, DBMSampleOptions(), generator)
         beside = None if self.rows is None else self.rows[:_SHOWN]
         drawn = {
             "samples.png": _pictures.image_samples(shown, shape, title=what, beside=beside),
@@ -267,26 +267,21 @@ class Recipe(_base.Recipe[DBMOptions]):
             )
         return drawn
 
-    def sample(self, n: int, options: DBMSampleOptions, generator: torch.Generator) -> _base.Samples:
-        """States 0/1 at the end of n chains; the picture shows the probabilities that they were drawn from."""
-        v, shown, what = self._draw(n, options, generator)
-        shape = _pictures.image_shape(self.dim, self.shape)
-        picture = _pictures.image_samples(shown[: 20 * 20], shape, title=what)
-        return _base.Samples(v, f"{n} states of {self.dim} units, {what}", {"samples.png": picture})
-
     @torch.no_grad()
-    def _draw(self, n: int, options: DBMSampleOptions, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
-        """n states, the probabilities they were drawn from, and where they come from."""
+    def draw(
+        self, n: int, options: DBMSampleOptions, generator: torch.Generator, part: slice | None = None
+    ) -> tuple[Tensor, Tensor, str]:
+        """States 0/1, and the probabilities that they were drawn from."""
         dbm = self.model
         persistent = dbm.n_chains > 0 and not options.fresh
         sweeps = options.sweeps or (200 if persistent else 2000)
         if persistent:
-            order = torch.randperm(dbm.n_chains, generator=generator, device=generator.device)
-            start = dbm.chains[order.repeat(-(-n // dbm.n_chains))[:n]]
+            start = self.kept_chains(n, generator)
         else:
             start = torch.sigmoid(torch.cat(list(dbm.biases))).expand(n, -1)
             start = torch.bernoulli(start.to(generator.device), generator=generator).to(dbm.chains)
-        states = dbm.gibbs(dbm.layers(start), sweeps, generator=generator)
+        own = part or slice(0, n)
+        states = dbm.gibbs(dbm.layers(start[own]), sweeps, generator=generator, first_chain=own.start)
         ends = f"{sweeps:,} sweeps from the persistent chains" if persistent else f"{sweeps:,} sweeps of new chains"
         return states[0], dbm.layer_probs(states, 0), ends
 

@@ -14,6 +14,7 @@ from genfast._errors import RunError
 from genfast._errors import option as named
 from genfast.boltzmann import RBM, RBMClassifier, StandardizedRBM, units
 from genfast.recipes import _base, _pictures
+from genfast.recipes._chains import ChainRecipe
 from genfast.recipes._options import Options, OptionsBase, option
 
 _SHOWN = 100
@@ -70,7 +71,7 @@ class RBMSampleOptions(OptionsBase):
     fresh: bool = option(False, "Start new chains, though the run kept its persistent ones.")
 
 
-class Recipe(_base.Recipe[RBMOptions]):
+class Recipe(ChainRecipe[RBMOptions]):
     """CD-k, PCD-k or fast PCD-k with SGD, by default on binarised images; see `genfast.boltzmann.RBM`."""
 
     Options = RBMOptions
@@ -162,8 +163,9 @@ class Recipe(_base.Recipe[RBMOptions]):
     def loss(self, batch: Tensor) -> Tensor:
         """The CD-k, PCD-k or fast PCD-k loss of a batch, with the penalties and the labels' likelihood."""
         step = getattr(self.model, f"{self.options.method}_loss")
+        self._number(batch)
         with self._unchecked():
-            loss: Tensor = step(batch, self.options.k, **self._fast())
+            loss: Tensor = step(batch, self.options.k, generator=self.seeds, **self._fast())
             if self.options.labels:
                 loss = self.options.generative * loss
             more = self._more(batch)
@@ -172,7 +174,8 @@ class Recipe(_base.Recipe[RBMOptions]):
     def direct_step(self, batch: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """The same update with the gradient in closed form; NaN anywhere in the machine reaches the visible bias."""
         step = getattr(self.model, f"{self.options.method}_backward")
-        self._last = (batch, step(batch, self.options.k, **self._fast()))
+        self._number(batch)
+        self._last = (batch, step(batch, self.options.k, generator=self.seeds, **self._fast()))
         if self.options.labels:
             torch._foreach_mul_(
                 [p.grad for p in self.model.parameters() if p.grad is not None], self.options.generative
@@ -182,6 +185,13 @@ class Recipe(_base.Recipe[RBMOptions]):
             more.backward()
         optimizer.step()
         return self.model.vbias.detach().sum()
+
+    def _number(self, batch: Tensor) -> None:
+        """Number the chains; start the persistent ones, one for each row of a batch, where there are none."""
+        if self.options.method == "cd":
+            self.number_chains(len(batch))
+        elif self.model.n_chains == 0:
+            self.start_chains(len(batch))
 
     def _fast(self) -> dict[str, float]:
         return {"fast_lr": self.options.fast_lr} if self.options.method == "fpcd" else {}
@@ -234,29 +244,25 @@ class Recipe(_base.Recipe[RBMOptions]):
     def state(self) -> dict[str, Tensor]:
         """The persistent chains, and the fast weights."""
         fast = {name: getattr(self.model, name) for name in _FAST}
-        found = {"chains": self.model.chains, **{name: value for name, value in fast.items() if value is not None}}
-        return {name: value.detach().cpu() for name, value in found.items()}
+        return {**super().state(), **{name: t.detach().cpu() for name, t in fast.items() if t is not None}}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the persistent chains, and the fast weights."""
-        model, chains = self.model, state.get("chains", torch.empty(0))
-        fault = RunError(f"its persistent chains are not states {self._states()} of {model.n_visible} units")
-        if chains.ndim != 2:
-            raise fault
-        try:
-            model.chains = model.visible.check("chains", chains, model.chains.dtype, states=True).to(model.chains)
-        except (ValueError, TypeError):
-            raise fault from None
+        """Take them."""
+        super().load_state(state)
         for name in _FAST:
-            setattr(model, name, state[name].to(model.chains) if name in state else None)
+            setattr(self.model, name, state[name].to(self.model.chains) if name in state else None)
 
-    def _states(self) -> str:
+    def are_states(self, chains: Tensor) -> bool:
+        """Whether the visible units have such states."""
+        try:
+            self.model.visible.check("chains", chains, self.model.chains.dtype, states=True)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    def kind_of_states(self) -> str:
+        """0/1, or what the kind is called."""
         return "0/1" if self.options.visible == "binary" else f"of {self.options.visible} units"
-
-    @classmethod
-    def merge_states(cls, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The chains of all processes."""
-        return {**states[0], "chains": torch.cat([state["chains"] for state in states])}
 
     # -- divergence: the pseudo-likelihood, for the loss of contrastive divergence is no measure of the fit -----------
 
@@ -289,22 +295,12 @@ class Recipe(_base.Recipe[RBMOptions]):
     def pictures(self, generator: torch.Generator) -> dict[str, bytes]:
         """Samples beside data, and the weights."""
         shape = _pictures.image_shape(self.dim, self.shape)
-        _, shown, what = self._draw(_SHOWN, RBMSampleOptions(), generator)
+        _, shown, what = self.draw(_SHOWN, RBMSampleOptions(), generator)
         beside = None if self.rows is None else self._pixels(self.rows[:_SHOWN])
         return {
             "samples.png": _pictures.image_samples(shown, shape, title=what, beside=beside),
             "filters.png": _pictures.filters(self.model.W[: self.dim], shape),
         }
-
-    def sample(self, n: int, options: RBMSampleOptions, generator: torch.Generator) -> _base.Samples:
-        """States at the end of n chains; the picture shows the means (0/1: probabilities) that they were drawn from.
-
-        Of units with labels, which are the last columns.
-        """
-        rbm, (v, shown, what) = self.model, self._draw(n, options, generator)
-        shape = _pictures.image_shape(self.dim, self.shape)
-        picture = _pictures.image_samples(shown[: 20 * 20], shape, title=what)
-        return _base.Samples(v, f"{n} states of {rbm.n_visible} units, {what}", {"samples.png": picture})
 
     def evaluated_rows(self, source: data.Dataset) -> Tensor:
         """The data as states."""
@@ -317,18 +313,20 @@ class Recipe(_base.Recipe[RBMOptions]):
         return (x + 1) / 2 if self.options.visible == "spin" else x
 
     @torch.no_grad()
-    def _draw(self, n: int, options: RBMSampleOptions, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
-        """n states, the probabilities they were drawn from, and where they come from."""
+    def draw(
+        self, n: int, options: RBMSampleOptions, generator: torch.Generator, part: slice | None = None
+    ) -> tuple[Tensor, Tensor, str]:
+        """States, labels in the last columns, and the means (0/1: probabilities) that they were drawn from."""
         rbm = self.model
         persistent = rbm.n_chains > 0 and not options.fresh
         sweeps = options.sweeps or (100 if persistent else 1000)
         if persistent:
-            order = torch.randperm(rbm.n_chains, generator=generator, device=generator.device)
-            start = rbm.chains[order.repeat(-(-n // rbm.n_chains))[:n]]
+            start = self.kept_chains(n, generator)
         else:
             if self.options.method != "cd" and not options.fresh:
                 raise RunError(f"the run kept no persistent chains; give {named('fresh')} to start new ones")
             start = rbm.sample(n, 1, generator=generator)
-        v, h = rbm.gibbs(start, sweeps, generator=generator)
+        own = part or slice(0, n)
+        v, h = rbm.gibbs(start[own], sweeps, generator=generator, first_chain=own.start)
         ends = f"{sweeps:,} sweeps from the persistent chains" if persistent else f"{sweeps:,} sweeps of new chains"
         return v, self._pixels(rbm.visible_mean(h)), ends

@@ -94,6 +94,7 @@ class Trainer:
         self.device = processes.device
         self.fingerprint = _fingerprint(recipe.rows)
         recipe.model.to(self.device)
+        recipe.rank, recipe.n_ranks = processes.rank, processes.size
         if recipe.rows is not None:
             recipe.rows = recipe.rows.to(self.device)
         self.total_steps = self._total_steps()

@@ -11,10 +11,11 @@ from torch import nn
 
 from genfast._errors import RunError, option
 from genfast.recipes._base import Recipe, Samples
+from genfast.recipes._chains import ChainRecipe
 from genfast.recipes._options import MAX_SEED, Field, make
 from genfast.training import files
 from genfast.training.checkpoint import CHECKPOINT, load_checkpoint
-from genfast.training.distributed import choose_device
+from genfast.training.distributed import Processes, choose_device
 from genfast.training.loop import load_weights
 
 SAMPLES = "samples"
@@ -45,8 +46,11 @@ def sample(
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> tuple[Samples, Path]:
+) -> tuple[Samples | None, Path]:
     """Draw samples from a run and write samples.npy and the pictures of them: what `genfast sample` does.
+
+    Under torchrun each process calls it. The chains of a Boltzmann machine are then spread over the processes, and are
+    the same bits for any number of them; other models are sampled by the first process. The first one writes.
 
     Args:
         folder: the `out` of `genfast.fit` or `genfast train`.
@@ -57,7 +61,7 @@ def sample(
         options: those of the model: `genfast sample DIR --help` lists them.
 
     Returns:
-        The samples, and the folder that holds the files.
+        The samples (None on other processes than the first), and the folder that holds the files.
 
     Raises:
         ValueError: an option or the checkpoint is not what it should be.
@@ -65,13 +69,39 @@ def sample(
     """
     Field("n", int, optional=False, default=None, help="", at_least=1).check(n)
     Field("seed", int, optional=False, default=None, help="", at_least=0, at_most=MAX_SEED).check(seed)
-    recipe = load_recipe(Path(folder), device)
-    chosen = make(recipe.SampleOptions, options, model=recipe.name())
-    target = Path(folder) / SAMPLES if out is None else Path(out)
-    if (target / CHECKPOINT).exists():
-        raise RunError(f"{option('out')}: {target} holds a run, whose own pictures would be lost; take another folder")
-    where = next(recipe.model.parameters()).device
-    drawn = recipe.sample(n, chosen, torch.Generator(where).manual_seed(seed))
+    processes = Processes(device)
+    try:
+        recipe = load_recipe(Path(folder), str(processes.device))
+        chosen = make(recipe.SampleOptions, options, model=recipe.name())
+        target = Path(folder) / SAMPLES if out is None else Path(out)
+        if (target / CHECKPOINT).exists():
+            raise RunError(
+                f"{option('out')}: {target} holds a run, whose own pictures would be lost; take another folder"
+            )
+        generator = torch.Generator(processes.device).manual_seed(seed)
+        drawn = _draw(recipe, n, chosen, generator, processes)
+        if drawn is not None:
+            _write(target, drawn)
+    finally:
+        processes.close()
+    return drawn, target
+
+
+def _draw(recipe: Recipe[Any], n: int, chosen: Any, generator: torch.Generator, processes: Processes) -> Samples | None:
+    """The samples, on the first process only."""
+    if processes.size == 1 or not isinstance(recipe, ChainRecipe):
+        return recipe.sample(n, chosen, generator) if processes.is_first else None
+    ends = [n * rank // processes.size for rank in range(processes.size + 1)]
+    own = slice(ends[processes.rank], ends[processes.rank + 1])
+    states, shown, what = recipe.draw(n, chosen, generator, own)
+    parts = processes.gather({"states": states.cpu(), "shown": shown.cpu()})
+    if not parts:
+        return None
+    states, shown = (torch.cat([part[key] for part in parts]) for key in ("states", "shown"))
+    return recipe.show(states, shown, what)
+
+
+def _write(target: Path, drawn: Samples) -> None:
     buffer = io.BytesIO()
     np.save(buffer, drawn.x.cpu().numpy())
     made = not target.exists()
@@ -82,7 +112,6 @@ def sample(
         if made:
             target.rmdir()
         raise
-    return drawn, target
 
 
 def load_recipe(folder: Path, device: str) -> Recipe[Any]:

@@ -73,3 +73,36 @@ def test_a_fault_is_told_and_ends_both(tmp_path):
     result = torchrun("train", "gan", "--out", tmp_path / "x")
     assert result.returncode != 0
     assert "genfast: error: unknown model 'gan'" in result.stderr
+
+
+CHAINED = {
+    "rbm": ("--method", "pcd", "--hidden", 8),
+    "bm": ("--method", "pcd", "--hidden", 3, "--chains", 16, "--k-data", 2),
+    "dbm": ("--hidden", "8,6", "--pretrain-steps", 0),
+}
+
+
+@pytest.mark.parametrize("model", CHAINED)
+def test_chains_and_samples_are_the_same_bits_on_one_process_and_on_two(model, tmp_path):
+    """One update of 32 rows, and of 2 x 16: the parameters begin as the same bits, and so the chains are."""
+    from genfast.cli import entry
+
+    options = ("train", model, *CHAINED[model], "--steps", 1, "--average", 0, "--device", "cpu")
+    doubled = [32 if before == "--chains" else o for before, o in zip((None, *options), options, strict=False)]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert entry.run([str(a) for a in (*doubled, "--batch-size", 32, "--out", one)]) == 0
+    result = torchrun(*options, "--batch-size", 16, "--out", two)
+    assert result.returncode == 0, result.stderr
+    alone, *none = load_checkpoint(one / CHECKPOINT).ranks
+    ranks = load_checkpoint(two / CHECKPOINT).ranks
+    assert not none
+    assert alone["chains"].shape[0] == 32
+    assert torch.equal(alone["chains"], torch.cat([rank["chains"] for rank in ranks]))
+
+    sampling = ("sample", one, "-n", 33, "--sweeps", 3, "--device", "cpu")
+    assert entry.run([str(a) for a in (*sampling, "--out", tmp_path / "a")]) == 0
+    result = torchrun(*sampling, "--out", tmp_path / "b")
+    assert result.returncode == 0, result.stderr
+    a, b = ((tmp_path / name / "samples.npy").read_bytes() for name in "ab")
+    assert a == b
+    assert result.stdout.count("samples.npy") == 1, "one process tells"
