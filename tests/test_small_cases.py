@@ -52,7 +52,8 @@ def run(name: str, tensors: dict[str, Tensor], options: dict[str, Any], cotangen
 
 
 def test_every_op_has_a_case():
-    assert {name.split(" ")[0] for name in CASES} == set(ops.__all__)
+    functions = {name for name in ops.__all__ if not isinstance(getattr(ops, name), type)}
+    assert {name.split(" ")[0] for name in CASES} == functions
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: str(d).removeprefix("torch."))

@@ -155,7 +155,10 @@ def to_bqm(
         for i, j, x in zip(rows.tolist(), columns.tolist(), J[rows, columns].tolist(), strict=True)
     }
     linear = {name: -x for name, x in zip(names, bias.tolist(), strict=True)}
-    return require("dimod", "to_bqm", extra="bench").BinaryQuadraticModel(linear, quadratic, offset, _VALUES[values])
+    # dimod orders variables as they come, and takes those of the quadratic terms first
+    bqm = require("dimod", "to_bqm", extra="bench").BinaryQuadraticModel(linear, {}, offset, _VALUES[values])
+    bqm.add_quadratic_from(quadratic)
+    return bqm
 
 
 def rbm_to_bqm(rbm: RBM) -> Any:

@@ -65,6 +65,9 @@ class Bqm:
     def __init__(self, linear, quadratic, offset, vartype):
         self.linear, self.quadratic, self.offset, self.vartype = dict(linear), dict(quadratic), offset, vartype
 
+    def add_quadratic_from(self, quadratic):
+        self.quadratic |= quadratic
+
     def energy(self, sample):
         pairs = sum(x * sample[u] * sample[v] for (u, v), x in self.quadratic.items())
         return self.offset + sum(x * sample[u] for u, x in self.linear.items()) + pairs

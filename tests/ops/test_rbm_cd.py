@@ -9,6 +9,7 @@ import genfast
 from genfast import ops
 from genfast.boltzmann import RBM
 from genfast.reference import rbm as reference
+from tests.harness import Small
 
 SIZES = [(1, 1, 1), (3, 5, 2), (64, 32, 9), (70, 33, 40), (257, 129, 130)]
 
@@ -40,6 +41,22 @@ def assert_step(got, want, tolerance=2e-6):
         difference = (a.double() - b).abs().max().item()
         assert difference <= tolerance, name
     assert abs(got.loss.item() - want[4].item()) <= max(5e-5, 1e-6 * abs(want[4].item())), "means of free energies"
+
+
+def eighths(n_visible, n_hidden, n):
+    """Parameters that are the same numbers in every dtype, and so the same chains."""
+    W, a, b = (x.mul(40).round().clamp(-6, 6) / 8 for x in machine(n_visible, n_hidden))
+    return {"v": states(n, n_visible), "W": W, "vbias": a, "hbias": b}
+
+
+SMALL = {
+    f"rbm_cd ({n_visible} x {n_hidden}, {n} rows)": Small(
+        lambda size=(n_visible, n_hidden, n): eighths(*size),
+        [{"seed": 5}, {"seed": 5, "k": 3, "first_chain": 2}],
+        function=lambda **arguments: ops.rbm_cd(**arguments)[:4],
+    )
+    for n_visible, n_hidden, n in [(37, 20, 9), (65, 70, 33)]
+}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -225,7 +225,7 @@ inline void sweep_rows(const H& h, int64_t group0, int64_t group1, int64_t panel
   using V = typename H::Lanes;
   constexpr int kPart = 2 * kDrawn < kRbmPanel ? 2 * kDrawn : kRbmPanel;  // output units that are summed at once
   constexpr int kRegisters = kPart / kLanes;
-  const int64_t units = h.in_words * kRbmWord, strip = units * kRbmStrip;
+  const int64_t units = h.in_words * kRbmWord;
   const int64_t end = group1 * kLanes < h.chains ? group1 * kLanes : h.chains;
   ActiveUnits active(end - group0 * kLanes, units);
   uint64_t drawn[ActiveUnits::kChains];
