@@ -100,7 +100,7 @@ __global__ void ising_status_kernel(DeviceGraph g) {
 }
 
 template <class E>
-__global__ void __launch_bounds__(kThreads) ising_kernel(DeviceGraph g, SpinCode<E> code, bool in_shared) {
+__global__ void __launch_bounds__(kThreads, 4) ising_kernel(DeviceGraph g, SpinCode<E> code, bool in_shared) {
   const IsingGibbs& f = g.f;
   GF_SHARED(float, beta, [kWarpSize]);
   GF_SHARED(int, bad, [kWarpSize]);
