@@ -2,7 +2,7 @@
 
 import re
 
-_MARKED = re.compile("\0([a-z_]+)\0")
+_MARKED = re.compile("\0([a-z0-9_]+)\0")
 
 
 def option(name: str) -> str:

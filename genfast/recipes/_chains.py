@@ -24,7 +24,12 @@ class ChainRecipe(Recipe[O]):
     def __init__(self, options: O, *, dim: int, shape: tuple[int, ...] | None = None) -> None:
         super().__init__(options, dim=dim, shape=shape)
         #: Draws the seeds of the chains; None in runs of versions that drew them from the default generator.
-        self.seeds: torch.Generator | None = torch.Generator().manual_seed(options.seed)
+        self.seeds = self.new_seeds(options.seed)
+
+    @staticmethod
+    def new_seeds(seed: int) -> torch.Generator | None:
+        """The generator of a new run."""
+        return torch.Generator().manual_seed(seed)
 
     def number_chains(self, n_chains: int) -> None:
         """Say which of all chains are this process's, n_chains in each."""
