@@ -55,7 +55,7 @@ log-likelihoods of the mean over images.
 
 ![Samples beside test images](mnist_rbm_samples.png)
 
-Probabilities of the pixels after 10,000 sweeps of chains that started at random, beside test images.
+Probabilities of the pixels after {shown_sweeps:,} sweeps of chains that started at random, beside test images.
 
 ![Weights of the hidden units](mnist_rbm_filters.png)
 
@@ -196,6 +196,7 @@ def evaluate(machine: RBM, rows: Tensor, test: Tensor, *, betas: int | None, swe
     return found
 
 
+@torch.no_grad()
 def pictures(machine: RBM, test: Tensor, sweeps: int) -> dict[str, bytes]:
     """Samples beside test images, and the weights."""
     shape = (28, 28)
@@ -205,7 +206,7 @@ def pictures(machine: RBM, test: Tensor, sweeps: int) -> dict[str, bytes]:
         "mnist_rbm_samples.png": _pictures.image_samples(
             shown, shape, title=f"{sweeps:,} sweeps of new chains", beside=test[:100]
         ),
-        "mnist_rbm_filters.png": _pictures.filters(machine.W, shape),
+        "mnist_rbm_filters.png": _pictures.filters(machine.W.detach(), shape),
     }
 
 
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (options.out / name).write_bytes(picture)
     page = PAGE.format(
         hidden=HIDDEN, updates=options.updates, epochs=options.updates * BATCH / len(rows), batch=BATCH, chains=CHAINS,
-        sweeps=SWEEPS, rate=RATE, published=PUBLISHED, **{k: v for k, v in found.items() if k != "machine"},
+        sweeps=SWEEPS, shown_sweeps=options.sweeps, rate=RATE, published=PUBLISHED, **{k: v for k, v in found.items() if k != "machine"},
         **{k: about[k] for k in ("threads", "processor", "instruction_set", "torch")},
     )  # fmt: skip
     (options.out / "mnist_rbm.md").write_text(page)
