@@ -237,7 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (options.out / name).write_bytes(picture)
     page = PAGE.format(
         hidden=HIDDEN, updates=options.updates, epochs=options.updates * BATCH / len(rows), batch=BATCH, chains=CHAINS,
-        sweeps=SWEEPS, shown_sweeps=options.sweeps, rate=RATE, published=PUBLISHED, **{k: v for k, v in found.items() if k != "machine"},
+        sweeps=SWEEPS, shown_sweeps=options.sweeps, rate=RATE, published=PUBLISHED,
+        **{k: v for k, v in found.items() if k != "machine"},
         **{k: about[k] for k in ("threads", "processor", "instruction_set", "torch")},
     )  # fmt: skip
     (options.out / "mnist_rbm.md").write_text(page)
