@@ -267,6 +267,10 @@ class Recipe(ChainRecipe[DBMOptions]):
             )
         return drawn
 
+    def evaluated_rows(self, source: data.Dataset) -> Tensor:
+        """The images as states."""
+        return source.binarized().x
+
     @torch.no_grad()
     def draw(
         self, n: int, options: DBMSampleOptions, generator: torch.Generator, part: slice | None = None
