@@ -1,9 +1,8 @@
 """General Boltzmann machine, all units coupled, by PCD, CD, pseudo- or exact likelihood."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from genfast._errors import RunError
 from genfast._errors import option as named
 from genfast._finite import NonFiniteError
 from genfast.boltzmann import BoltzmannMachine
-from genfast.recipes import _base, _pictures
-from genfast.recipes._chains import ChainRecipe
-from genfast.recipes._options import Options, OptionsBase, option
+from genfast.recipes import _base, _binary, _pictures
+from genfast.recipes._chains import ChainRecipe, ChainSampleOptions
+from genfast.recipes._options import Options, option
 
 _SHOWN = 100
 _ENUMERATED = 20  # units of a machine whose log-likelihood is exact in metrics.jsonl
@@ -51,14 +50,10 @@ class BMOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BMSampleOptions(OptionsBase):
+class BMSampleOptions(ChainSampleOptions):
     """The options of `genfast sample` for a general machine."""
 
-    sweeps: int | None = option(
-        None, "Gibbs sweeps of each chain.", at_least=1, shown="100 from the persistent chains, else 1000"
-    )
     temperature: float | None = option(None, "Of the sampling.", above=0, shown="that of the machine")
-    fresh: bool = option(False, "Start new chains, though the run kept its persistent ones.")
 
 
 class Recipe(ChainRecipe[BMOptions]):
@@ -80,13 +75,7 @@ class Recipe(ChainRecipe[BMOptions]):
     @classmethod
     def start(cls, options: BMOptions, source: _base.Source) -> "Recipe":
         """Binarise the images and start the visible biases at their means."""
-        if isinstance(source, data.Density) or source.name in data.SAMPLES:
-            raise RunError(f"a Boltzmann machine learns binary images, not {source.name}; take digits, mnist or a file")
-        low, high = source.x.min().item(), source.x.max().item()
-        if not (low >= 0 and high <= 1):
-            raise RunError(
-                f"{source.name} has values from {low:g} to {high:g}; a Boltzmann machine wants them in [0, 1]"
-            )
+        source = _binary.images(source, "a Boltzmann machine")
         if options.method == "pl" and options.hidden > _PL_HIDDEN:
             raise RunError(
                 f"{named('hidden')}: got {options.hidden}, want at most {_PL_HIDDEN} with {named('method')} pl, which "
@@ -97,12 +86,10 @@ class Recipe(ChainRecipe[BMOptions]):
                 f"{named('method')} ml: got {source.x.shape[1]} visible and {options.hidden} hidden units, want at "
                 f"most {_ENUMERATED} in all, whose states can be enumerated"
             )
-        rows = source.binarized().x
-        recipe = cls(options, dim=rows.shape[1], shape=source.shape)
-        recipe.rows = rows
-        recipe.model.init_from_data(rows)
-        if source.name not in data.IMAGES and bool(((source.x > 0) & (source.x < 1)).any()):
-            recipe.notes.append(f"grey values of {source.name} count as 1 above 0.5, else as 0")
+        recipe = cls(options, dim=source.x.shape[1], shape=source.shape)
+        recipe.rows = recipe.evaluated_rows(source)
+        recipe.model.init_from_data(recipe.rows)
+        recipe.notes += _binary.notes(source)
         return recipe
 
     def build(self) -> BoltzmannMachine:
@@ -119,7 +106,7 @@ class Recipe(ChainRecipe[BMOptions]):
 
     def loss(self, batch: Tensor) -> Tensor:
         """The loss of a batch by the chosen method."""
-        with self._unchecked():
+        with self.unchecked():
             if self.options.method == "pl":
                 return self.model.pseudo_likelihood_loss(batch)
             if self.options.method == "ml":
@@ -149,21 +136,6 @@ class Recipe(ChainRecipe[BMOptions]):
         return self.model.bias.detach().sum()
 
     @torch.no_grad()
-    def direct_loss(self) -> float:
-        """The contrastive loss of the last batch."""
-        with self._unchecked():
-            return float(self.model.contrastive_loss(*self._last))
-
-    @contextlib.contextmanager
-    def _unchecked(self) -> Iterator[None]:
-        """Without the machine's own check: the training loop checks, and names the step."""
-        self.model.nonfinite_check = False
-        try:
-            yield
-        finally:
-            self.model.nonfinite_check = True
-
-    @torch.no_grad()
     def metrics(self) -> dict[str, float]:
         """The mean pseudo-log-likelihood of the data, and the log-likelihood where the machine can be enumerated.
 
@@ -183,28 +155,13 @@ class Recipe(ChainRecipe[BMOptions]):
             found["log_likelihood"] = float(machine.log_prob(rows).mean())
         return found
 
-    # -- divergence: the pseudo-likelihood, for the loss of contrastive divergence is no measure of the fit -----------
-
-    def objective(self, loss: float, metrics: Mapping[str, float]) -> float | None:
-        """Minus the pseudo-log-likelihood."""
-        value = metrics.get("pseudo_likelihood")
-        return None if value is None else -value
-
-    def starting_objective(self) -> float:
-        """Minus the pseudo-log-likelihood of the untrained machine."""
-        return -self.metrics()["pseudo_likelihood"]
-
-    def tolerance(self, start: float) -> float:
-        """Twenty times what fair coins would give away: each unit on average at odds of a million to one against."""
-        return 20 * math.log(2) * self.dim
-
     # -- pictures and samples -----------------------------------------------------------------------------------------
 
     def curve(self) -> tuple[str, str]:
         """The log-likelihood where it is known, else the pseudo-likelihood."""
         if self.model.n_units <= _ENUMERATED:
             return "log_likelihood", "log-likelihood"
-        return "pseudo_likelihood", "pseudo-log-likelihood"
+        return super().curve()
 
     def pictures(self, generator: torch.Generator) -> dict[str, bytes]:
         """Samples beside data, completions of half images, and the couplings."""
@@ -233,28 +190,19 @@ class Recipe(ChainRecipe[BMOptions]):
             halves.append(torch.stack([rows, grey, *drawn]))
         return _pictures.completions(halves, shape, ("left half known", "upper half known"))
 
-    def evaluated_rows(self, source: data.Dataset) -> Tensor:
-        """The images as states."""
-        return source.binarized().x
+    def keeps_chains(self) -> bool:
+        """PCD does."""
+        return self.options.method == "pcd"
 
-    @torch.no_grad()
-    def draw(
-        self, n: int, options: BMSampleOptions, generator: torch.Generator, part: slice | None = None
-    ) -> tuple[Tensor, Tensor, str]:
+    def new_chains(self, n: int, generator: torch.Generator) -> Tensor:
+        """Independent units."""
+        return self.model.initial_states(n, generator=generator)
+
+    def run_chains(
+        self, start: Tensor, sweeps: int, options: BMSampleOptions, generator: torch.Generator, first_chain: int
+    ) -> tuple[Tensor, Tensor]:
         """States 0/1, and the units' probabilities given all others."""
-        machine = self.model
-        persistent = machine.n_chains > 0 and not options.fresh
-        sweeps = options.sweeps or (100 if persistent else 1000)
-        if persistent:
-            start = self.kept_chains(n, generator)
-        else:
-            if self.options.method == "pcd" and not options.fresh:
-                raise RunError(f"the run kept no persistent chains; give {named('fresh')} to start new ones")
-            start = machine.initial_states(n, generator=generator)
-        own = part or slice(0, n)
-        s = machine.gibbs(
-            start[own], sweeps, temperature=options.temperature, generator=generator, first_chain=own.start
-        )
-        p = machine.conditional(s, temperature=options.temperature)
-        ends = f"{sweeps:,} sweeps from the persistent chains" if persistent else f"{sweeps:,} sweeps of new chains"
-        return s[:, : self.dim], p[:, : self.dim], ends
+        T = options.temperature
+        s = self.model.gibbs(start, sweeps, temperature=T, generator=generator, first_chain=first_chain)
+        p = self.model.conditional(s, temperature=T)
+        return s[:, : self.dim], p[:, : self.dim]

@@ -1,22 +1,18 @@
 """Deep Boltzmann machine with binary units: greedy pretraining, then PCD with a mean field."""
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genfast import data
 from genfast._errors import RunError
-from genfast._errors import option as named
 from genfast.boltzmann import DeepBoltzmannMachine
 from genfast.boltzmann._dbm_pretrain import Pretraining
-from genfast.recipes import _base, _pictures
-from genfast.recipes._chains import ChainRecipe
-from genfast.recipes._options import Options, OptionsBase, option
+from genfast.recipes import _base, _binary, _pictures
+from genfast.recipes._chains import ChainRecipe, ChainSampleOptions
+from genfast.recipes._options import Options, option
 
 _SHOWN = 100
 _EVALUATED = 500  # rows: a mean field costs more than a free energy
@@ -59,25 +55,17 @@ class DBMOptions(Options):
 
 
 def sizes(hidden: str) -> list[int]:
-    """The numbers in "500,1000".
-
-    Raises:
-        RunError: it holds anything else.
-    """
-    parts = hidden.replace(" ", "").split(",")
-    if not (all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts) and len(parts) <= 7):
-        raise RunError(f"{named('hidden')}: got {hidden!r}, want 1 to 7 numbers of units such as 500,1000")
-    return [int(p) for p in parts]
+    """The numbers in "500,1000"."""
+    return _binary.layer_sizes(hidden, "1 to 7 numbers of units such as 500,1000", most=7)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DBMSampleOptions(OptionsBase):
+class DBMSampleOptions(ChainSampleOptions):
     """The options of `genfast sample` for a deep Boltzmann machine."""
 
     sweeps: int | None = option(
         None, "Gibbs sweeps of each chain.", at_least=1, shown="200 from the persistent chains, else 2000"
     )
-    fresh: bool = option(False, "Start new chains, though the run kept its persistent ones.")
 
 
 class Recipe(ChainRecipe[DBMOptions]):
@@ -86,6 +74,7 @@ class Recipe(ChainRecipe[DBMOptions]):
     Options = DBMOptions
     SampleOptions = DBMSampleOptions
     loss_name = "contrastive loss"
+    default_sweeps = (200, 2000)
     model: DeepBoltzmannMachine
 
     @classmethod
@@ -96,17 +85,11 @@ class Recipe(ChainRecipe[DBMOptions]):
     @classmethod
     def start(cls, options: DBMOptions, source: _base.Source) -> "Recipe":
         """Binarise the images and start the visible biases at their means."""
-        if isinstance(source, data.Density) or source.name in data.SAMPLES:
-            raise RunError(f"a DBM learns binary images, not {source.name}; take digits, mnist or a file")
-        low, high = source.x.min().item(), source.x.max().item()
-        if not (low >= 0 and high <= 1):
-            raise RunError(f"{source.name} has values from {low:g} to {high:g}; a DBM wants them in [0, 1]")
-        rows = source.binarized().x
-        recipe = cls(options, dim=rows.shape[1], shape=source.shape)
-        recipe.rows = rows
-        recipe.model.init_vbias(rows)
-        if source.name not in data.IMAGES and bool(((source.x > 0) & (source.x < 1)).any()):
-            recipe.notes.append(f"grey values of {source.name} count as 1 above 0.5, else as 0")
+        source = _binary.images(source, "a DBM")
+        recipe = cls(options, dim=source.x.shape[1], shape=source.shape)
+        recipe.rows = recipe.evaluated_rows(source)
+        recipe.model.init_vbias(recipe.rows)
+        recipe.notes += _binary.notes(source)
         return recipe
 
     def build(self) -> DeepBoltzmannMachine:
@@ -114,7 +97,6 @@ class Recipe(ChainRecipe[DBMOptions]):
         model = DeepBoltzmannMachine(self.dim, sizes(self.options.hidden), init_std=0.01)
         model.max_iterations, model.tolerance = self.options.mean_field_steps, self.options.tolerance
         self._updates, self._error = 0, 0.0
-        self._last: tuple[Tensor, list[Tensor] | None]
         self._pretraining: Pretraining | None = None
         return model
 
@@ -134,7 +116,7 @@ class Recipe(ChainRecipe[DBMOptions]):
             self._pretrain(batch)
             return sum((p.sum() * 0 for p in self.model.parameters()), batch.new_zeros(()))
         self._updates += 1
-        with self._unchecked():
+        with self.unchecked():
             self._chains_for(batch)
             return self.model.pcd_loss(batch, self.options.k, generator=self.seeds)
 
@@ -167,7 +149,7 @@ class Recipe(ChainRecipe[DBMOptions]):
         batch, means = self._last
         if means is None:
             return self._error
-        with self._unchecked(), torch.no_grad():
+        with self.unchecked(), torch.no_grad():
             return float(self.model.contrastive_loss(batch, self.model.layers(self.model.chains), means=means))
 
     def _pretrain(self, batch: Tensor) -> None:
@@ -180,15 +162,6 @@ class Recipe(ChainRecipe[DBMOptions]):
         if self._updates == self._pretrain_updates:
             self._pretraining.finish()
             self._pretraining = None
-
-    @contextlib.contextmanager
-    def _unchecked(self) -> Iterator[None]:
-        """Without the machine's own check: the training loop checks, and names the step."""
-        self.model.nonfinite_check = False
-        try:
-            yield
-        finally:
-            self.model.nonfinite_check = True
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
@@ -230,26 +203,13 @@ class Recipe(ChainRecipe[DBMOptions]):
             except ValueError as error:
                 raise RunError(f"its pretraining does not fit: {error}") from error
 
-    # -- divergence: the pseudo-likelihood, for the loss of contrastive divergence is no measure of the fit -----------
+    # -- divergence ---------------------------------------------------------------------------------------------------
 
     def objective(self, loss: float, metrics: Mapping[str, float]) -> float | None:
         """Minus the pseudo-log-likelihood of the whole machine, which there is once its pairs are trained."""
-        value = metrics.get("pseudo_likelihood")
-        return None if value is None or self._updates < self._pretrain_updates else -value
-
-    def starting_objective(self) -> float:
-        """Minus the pseudo-log-likelihood of the untrained machine."""
-        return -self.metrics()["pseudo_likelihood"]
-
-    def tolerance(self, start: float) -> float:
-        """Twenty times what fair coins would give away: each unit on average at odds of a million to one against."""
-        return 20 * math.log(2) * self.dim
+        return None if self._updates < self._pretrain_updates else super().objective(loss, metrics)
 
     # -- pictures and samples -----------------------------------------------------------------------------------------
-
-    def curve(self) -> tuple[str, str]:
-        """The pseudo-likelihood."""
-        return "pseudo_likelihood", "pseudo-log-likelihood"
 
     def pictures(self, generator: torch.Generator) -> dict[str, bytes]:
         """Samples beside data, the weights of the first hidden layer, and reconstructions beside data."""
@@ -267,27 +227,22 @@ class Recipe(ChainRecipe[DBMOptions]):
             )
         return drawn
 
-    def evaluated_rows(self, source: data.Dataset) -> Tensor:
-        """The images as states."""
-        return source.binarized().x
+    def keeps_chains(self) -> bool:
+        """Not before the pairs are trained; new ones serve too."""
+        return False
 
-    @torch.no_grad()
-    def draw(
-        self, n: int, options: DBMSampleOptions, generator: torch.Generator, part: slice | None = None
-    ) -> tuple[Tensor, Tensor, str]:
+    def new_chains(self, n: int, generator: torch.Generator) -> Tensor:
+        """Each unit drawn from its bias alone."""
+        p = torch.sigmoid(torch.cat(list(self.model.biases))).expand(n, -1)
+        return torch.bernoulli(p.to(generator.device), generator=generator).to(self.model.chains)
+
+    def run_chains(
+        self, start: Tensor, sweeps: int, options: DBMSampleOptions, generator: torch.Generator, first_chain: int
+    ) -> tuple[Tensor, Tensor]:
         """States 0/1, and the probabilities that they were drawn from."""
         dbm = self.model
-        persistent = dbm.n_chains > 0 and not options.fresh
-        sweeps = options.sweeps or (200 if persistent else 2000)
-        if persistent:
-            start = self.kept_chains(n, generator)
-        else:
-            start = torch.sigmoid(torch.cat(list(dbm.biases))).expand(n, -1)
-            start = torch.bernoulli(start.to(generator.device), generator=generator).to(dbm.chains)
-        own = part or slice(0, n)
-        states = dbm.gibbs(dbm.layers(start[own]), sweeps, generator=generator, first_chain=own.start)
-        ends = f"{sweeps:,} sweeps from the persistent chains" if persistent else f"{sweeps:,} sweeps of new chains"
-        return states[0], dbm.layer_probs(states, 0), ends
+        states = dbm.gibbs(dbm.layers(start), sweeps, generator=generator, first_chain=first_chain)
+        return states[0], dbm.layer_probs(states, 0)
 
 
 def _mean_of_processes(t: Tensor) -> None:

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genfast import data
 from genfast._errors import RunError
-from genfast._errors import option as named
 from genfast.boltzmann import DeepBeliefNetwork
-from genfast.recipes import _base, _pictures
+from genfast.recipes import _base, _binary, _pictures
 from genfast.recipes._options import Options, OptionsBase, option
 
 _SHOWN = 100
@@ -69,26 +67,17 @@ class Recipe(_base.Recipe[DBNOptions]):
     @classmethod
     def start(cls, options: DBNOptions, source: _base.Source) -> "Recipe":
         """Binarise the images."""
-        if isinstance(source, data.Density) or source.name in data.SAMPLES:
-            raise RunError(
-                f"a deep belief network learns binary images, not {source.name}; take digits, mnist or a file"
-            )
-        low, high = source.x.min().item(), source.x.max().item()
-        if not (low >= 0 and high <= 1):
-            raise RunError(
-                f"{source.name} has values from {low:g} to {high:g}; a deep belief network wants them in [0, 1]"
-            )
+        source = _binary.images(source, "a deep belief network")
         rows = source.binarized().x
         recipe = cls(options, dim=rows.shape[1], shape=source.shape)
         recipe.rows = rows
         recipe.model.init_layer(0, rows)
-        if source.name not in data.IMAGES and bool(((source.x > 0) & (source.x < 1)).any()):
-            recipe.notes.append(f"grey values of {source.name} count as 1 above 0.5, else as 0")
+        recipe.notes += _binary.notes(source)
         return recipe
 
     def build(self) -> DeepBeliefNetwork:
         """The network, with weights of about the variance that Glorot and Bengio advise."""
-        sizes = _sizes(self.options.hidden)
+        sizes = _binary.layer_sizes(self.options.hidden, "numbers of units such as 200,100")
         return DeepBeliefNetwork(self.dim, sizes, init_std=math.sqrt(2 / (self.dim + sizes[0])))
 
     # -- phases -------------------------------------------------------------------------------------------------------
@@ -262,18 +251,3 @@ class Recipe(_base.Recipe[DBNOptions]):
         beside = None if self.rows is None else self.rows[: len(p)]
         picture = _pictures.image_samples(p[: 20 * 20], shape, title=what, beside=beside)
         return _base.Samples(v, f"{n} states of {self.dim} units, {what} and the way down", {"samples.png": picture})
-
-
-def _sizes(text: str) -> list[int]:
-    """The sizes in "200,100".
-
-    Raises:
-        RunError: it is no list of positive integers.
-    """
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise RunError(f"{named('hidden')}: got {text!r}, want numbers of units such as 200,100")
-    return sizes

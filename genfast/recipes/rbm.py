@@ -1,9 +1,8 @@
 """Restricted Boltzmann machine with units of any kind, by contrastive divergence."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from genfast import data
 from genfast._errors import RunError
 from genfast._errors import option as named
 from genfast.boltzmann import RBM, RBMClassifier, StandardizedRBM, units
-from genfast.recipes import _base, _pictures
-from genfast.recipes._chains import ChainRecipe
-from genfast.recipes._options import Options, OptionsBase, option
+from genfast.recipes import _base, _binary, _pictures
+from genfast.recipes._chains import ChainRecipe, ChainSampleOptions
+from genfast.recipes._options import Options, option
 
 _SHOWN = 100
 _FAST = ("fast_W", "fast_vbias", "fast_hbias")
@@ -61,21 +60,10 @@ class RBMOptions(Options):
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RBMSampleOptions(OptionsBase):
-    """The options of `genfast sample` for an RBM."""
-
-    sweeps: int | None = option(
-        None, "Gibbs sweeps of each chain.", at_least=1, shown="100 from the persistent chains, else 1000"
-    )
-    fresh: bool = option(False, "Start new chains, though the run kept its persistent ones.")
-
-
 class Recipe(ChainRecipe[RBMOptions]):
     """CD-k, PCD-k or fast PCD-k with SGD, by default on binarised images; see `genfast.boltzmann.RBM`."""
 
     Options = RBMOptions
-    SampleOptions = RBMSampleOptions
     loss_name = "contrastive loss"
     model: RBM
 
@@ -99,26 +87,21 @@ class Recipe(ChainRecipe[RBMOptions]):
     def start(cls, options: RBMOptions, source: _base.Source) -> "Recipe":
         """Bring the data to the values of the units, and start the visible biases at their means."""
         real = options.visible == "gaussian"
-        if isinstance(source, data.Density) or (source.name in data.SAMPLES and not real):
+        if not real:
+            source = _binary.images(source, "an RBM", instead=f", or {named('visible')} gaussian")
+        elif isinstance(source, data.Density):
             raise RunError(f"an RBM learns binary images, not {source.name}; take digits, mnist or a file")
         if (options.centered or options.scaled) and options.average:
             raise RunError(f"{named('average')}: got {options.average}, but centred parameters have no mean: want 0")
         if (options.centered or options.scaled) and options.labels:
             raise RunError(f"{named('labels')}: not together with {named('centered')} or {named('scaled')}")
-        low, high = source.x.min().item(), source.x.max().item()
-        if not real and not (low >= 0 and high <= 1):
-            raise RunError(
-                f"{source.name} has values from {low:g} to {high:g}; an RBM wants them in [0, 1], "
-                f"or {named('visible')} gaussian"
-            )
         recipe = cls(options, dim=source.x.shape[1], shape=source.shape)
         recipe.rows = recipe.evaluated_rows(source)
         recipe.model.init_from_data(recipe.rows)
         if real:
             recipe._to_the_scale_of(source.x)
-        grey = source.name not in data.IMAGES and bool(((source.x > 0) & (source.x < 1)).any())
-        if grey and not real:
-            recipe.notes.append(f"grey values of {source.name} count as 1 above 0.5, else as 0")
+        else:
+            recipe.notes += _binary.notes(source)
         return recipe
 
     def _units_of(self, source: data.Dataset) -> Tensor:
@@ -164,7 +147,7 @@ class Recipe(ChainRecipe[RBMOptions]):
         """The CD-k, PCD-k or fast PCD-k loss of a batch, with the penalties and the labels' likelihood."""
         step = getattr(self.model, f"{self.options.method}_loss")
         self._number(batch)
-        with self._unchecked():
+        with self.unchecked():
             loss: Tensor = step(batch, self.options.k, generator=self.seeds, **self._fast())
             if self.options.labels:
                 loss = self.options.generative * loss
@@ -206,21 +189,6 @@ class Recipe(ChainRecipe[RBMOptions]):
         if isinstance(model, RBMClassifier):
             terms.append(model.discriminative_loss(*model.split(batch)))
         return torch.stack(terms).sum() if terms else None
-
-    @torch.no_grad()
-    def direct_loss(self) -> float:
-        """The contrastive loss of the last batch."""
-        with self._unchecked():
-            return float(self.model.contrastive_loss(*self._last))
-
-    @contextlib.contextmanager
-    def _unchecked(self) -> Iterator[None]:
-        """Without the machine's own check: the training loop checks, and names the step."""
-        self.model.nonfinite_check = False
-        try:
-            yield
-        finally:
-            self.model.nonfinite_check = True
 
     def metrics(self) -> dict[str, float]:
         """How well (at most 2,000 rows of) the data are modelled.
@@ -270,8 +238,7 @@ class Recipe(ChainRecipe[RBMOptions]):
         """Minus the pseudo-log-likelihood, or the error of reconstructions."""
         if "reconstruction_error" in metrics:
             return metrics["reconstruction_error"]
-        value = metrics.get("pseudo_likelihood")
-        return None if value is None else -value
+        return super().objective(loss, metrics)
 
     def starting_objective(self) -> float:
         """The same of the untrained machine."""
@@ -282,7 +249,7 @@ class Recipe(ChainRecipe[RBMOptions]):
 
         Reconstructions: a hundred times the error at the start.
         """
-        return 100 * start if self.model.visible.n_states is None else 20 * math.log(2) * self.dim
+        return 100 * start if self.model.visible.n_states is None else super().tolerance(start)
 
     # -- pictures and samples -----------------------------------------------------------------------------------------
 
@@ -290,12 +257,12 @@ class Recipe(ChainRecipe[RBMOptions]):
         """The pseudo-likelihood, or the error of reconstructions."""
         if self.model.visible.n_states is None:
             return "reconstruction_error", "mean squared error of reconstructions"
-        return "pseudo_likelihood", "pseudo-log-likelihood"
+        return super().curve()
 
     def pictures(self, generator: torch.Generator) -> dict[str, bytes]:
         """Samples beside data, and the weights."""
         shape = _pictures.image_shape(self.dim, self.shape)
-        _, shown, what = self.draw(_SHOWN, RBMSampleOptions(), generator)
+        _, shown, what = self.draw(_SHOWN, ChainSampleOptions(), generator)
         beside = None if self.rows is None else self._pixels(self.rows[:_SHOWN])
         return {
             "samples.png": _pictures.image_samples(shown, shape, title=what, beside=beside),
@@ -312,21 +279,17 @@ class Recipe(ChainRecipe[RBMOptions]):
         x = v[:, : self.dim]
         return (x + 1) / 2 if self.options.visible == "spin" else x
 
-    @torch.no_grad()
-    def draw(
-        self, n: int, options: RBMSampleOptions, generator: torch.Generator, part: slice | None = None
-    ) -> tuple[Tensor, Tensor, str]:
+    def keeps_chains(self) -> bool:
+        """Persistent methods do."""
+        return self.options.method != "cd"
+
+    def new_chains(self, n: int, generator: torch.Generator) -> Tensor:
+        """A sweep from the visible biases alone."""
+        return self.model.sample(n, 1, generator=generator)
+
+    def run_chains(
+        self, start: Tensor, sweeps: int, options: ChainSampleOptions, generator: torch.Generator, first_chain: int
+    ) -> tuple[Tensor, Tensor]:
         """States, labels in the last columns, and the means (0/1: probabilities) that they were drawn from."""
-        rbm = self.model
-        persistent = rbm.n_chains > 0 and not options.fresh
-        sweeps = options.sweeps or (100 if persistent else 1000)
-        if persistent:
-            start = self.kept_chains(n, generator)
-        else:
-            if self.options.method != "cd" and not options.fresh:
-                raise RunError(f"the run kept no persistent chains; give {named('fresh')} to start new ones")
-            start = rbm.sample(n, 1, generator=generator)
-        own = part or slice(0, n)
-        v, h = rbm.gibbs(start[own], sweeps, generator=generator, first_chain=own.start)
-        ends = f"{sweeps:,} sweeps from the persistent chains" if persistent else f"{sweeps:,} sweeps of new chains"
-        return v, self._pixels(rbm.visible_mean(h)), ends
+        v, h = self.model.gibbs(start, sweeps, generator=generator, first_chain=first_chain)
+        return v, self._pixels(self.model.visible_mean(h))
