@@ -1,4 +1,4 @@
-"""The ops: differentiable functions on tensors, each backed by one fused kernel."""
+"""The ops: functions on tensors, each backed by fused kernels; all but samplers and evaluations are differentiable."""
 
 from genfast.ops.boltzmann import boltzmann_gibbs
 from genfast.ops.channel_affine import actnorm, actnorm_conv1x1, invertible_conv1x1, lu_linear
